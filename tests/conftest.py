@@ -1,0 +1,54 @@
+"""What every test shares: the Triton interpreter without a GPU, the data folder, marked skips."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+
+
+@functools.cache
+def has_cuda() -> bool:
+    if importlib.util.find_spec("torch") is None:
+        return False
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
+if not has_cuda():
+    os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported: kernels run on CPU tensors
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--data-dir",
+        default=os.environ.get("FASTPOSE_DATA"),
+        help="folder of data sets; without it (or FASTPOSE_DATA) the tests that read them skip",
+    )
+
+
+@pytest.fixture(scope="session")
+def data_dir(request: pytest.FixtureRequest) -> Path:
+    """The folder of data sets."""
+    folder = request.config.getoption("--data-dir")
+    if not folder:
+        pytest.skip("needs data sets: give --data-dir DIR or set FASTPOSE_DATA")
+    if not Path(folder).is_dir():
+        pytest.fail(f"--data-dir {folder} is no folder")
+    return Path(folder)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    missing = {}
+    if not has_cuda():
+        missing["gpu"] = "needs a CUDA device"
+    if importlib.util.find_spec("tensorrt") is None:
+        missing["tensorrt"] = "needs the TensorRT libraries"
+    for item in items:
+        for mark, reason in missing.items():
+            if mark in item.keywords:
+                item.add_marker(pytest.mark.skip(reason=reason))
