@@ -1,0 +1,130 @@
+"""A light CPN for CPUs: the cascade of cpn.py on a small trunk that mirrors exactly."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def conv(cin: int, cout: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+    """Convolution, batch norm, ReLU.
+
+    At stride 2 the kernel must be even: an odd one samples off the centre of the cells on an even
+    width, and the network would no longer answer a mirrored picture with mirrored maps.
+    """
+    assert stride == 1 or kernel % 2 == 0, "stride 2 needs an even kernel"
+    padding = (kernel - stride + 1) // 2
+    return nn.Sequential(
+        nn.Conv2d(cin, cout, kernel, stride, padding, bias=False),
+        nn.BatchNorm2d(cout),
+        nn.ReLU(inplace=True),
+    )
+
+
+class Residual(nn.Module):
+    """Two 3x3 convolutions round an identity (He et al., Deep Residual Learning, CVPR 2016)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            conv(width, width),
+            nn.Conv2d(width, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.body(x))
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 round an identity, or round a projection where the width changes."""
+
+    def __init__(self, cin: int, cout: int, mid: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            conv(cin, mid, 1),
+            conv(mid, mid),
+            nn.Conv2d(mid, cout, 1, bias=False),
+            nn.BatchNorm2d(cout),
+        )
+        self.skip = (
+            nn.Identity()
+            if cin == cout
+            else nn.Sequential(nn.Conv2d(cin, cout, 1, bias=False), nn.BatchNorm2d(cout))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.skip(x) + self.body(x))
+
+
+def upsample(x: Tensor, factor: int) -> Tensor:
+    """Bilinear with cells as areas: exact under mirroring, and one resize operator when exported."""
+    if factor == 1:
+        return x
+    return F.interpolate(x, scale_factor=float(factor), mode="bilinear", align_corners=False)
+
+
+class LightCPN(nn.Module):
+    """Cascaded pyramid network with a trunk of 4.6 M parameters and pyramids of 128 channels.
+
+    GlobalNet, RefineNet and their losses are those of Chen et al., Cascaded Pyramid Network for
+    Multi-Person Pose Estimation, CVPR 2018. The trunk is ours: even kernels wherever the stride is
+    2, so that maps(mirror(x)) = mirror(maps(x)) can hold exactly and a flip test needs no shift.
+
+    Args:
+        num_keypoints: K.
+        width: channels of the pyramid.
+    """
+
+    def __init__(self, num_keypoints: int = 14, width: int = 128) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(conv(3, 32, 4, 2), conv(32, 64, 4, 2))
+        self.c2 = nn.Sequential(Residual(64), Residual(64))
+        self.c3 = nn.Sequential(conv(64, 128, 2, 2), Residual(128), Residual(128))
+        self.c4 = nn.Sequential(conv(128, 256, 2, 2), Residual(256), Residual(256))
+        self.c5 = nn.Sequential(
+            conv(256, 512, 2, 2), *(Bottleneck(512, 512, 128) for _ in range(3))
+        )
+        trunk = (512, 256, 128, 64)  # from C5 to C2, the order of the pyramid below
+        self.laterals = nn.ModuleList(conv(c, width, 1) for c in trunk)
+        self.merges = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(width, width, 1, bias=False), nn.BatchNorm2d(width))
+            for _ in trunk[1:]
+        )
+        self.heads = nn.ModuleList(
+            nn.Sequential(conv(width, width, 1), nn.Conv2d(width, num_keypoints, 3, padding=1))
+            for _ in trunk
+        )
+        self.cascade = nn.ModuleList(
+            nn.Sequential(*(Bottleneck(width, width, width // 2) for _ in range(count)))
+            for count in (3, 2, 1, 0)
+        )
+        self.final = nn.Sequential(
+            Bottleneck(4 * width, width, width // 2),
+            nn.Conv2d(width, num_keypoints, 3, padding=1),
+        )
+
+    def pyramid(self, image: Tensor) -> list[Tensor]:
+        """[N, 3, h, w] -> P5, P4, P3, P2, each [N, width, h / s, w / s], s = 32, 16, 8, 4."""
+        levels = [self.c2(self.stem(image))]
+        for stage in (self.c3, self.c4, self.c5):
+            levels.append(stage(levels[-1]))
+        merged = [self.laterals[0](levels[3])]
+        for lateral, merge, level in zip(
+            self.laterals[1:], self.merges, reversed(levels[:3]), strict=True
+        ):
+            merged.append(lateral(level) + merge(upsample(merged[-1], 2)))
+        return merged
+
+    def forward(self, image: Tensor) -> tuple[list[Tensor], Tensor]:
+        """[N, 3, h, w] -> GlobalNet's four maps (P5 first) and RefineNet's, [N, K, h / 4, w / 4]."""
+        pyramid = self.pyramid(image)
+        factors = (8, 4, 2, 1)
+        coarse = [
+            upsample(head(p), f) for head, p, f in zip(self.heads, pyramid, factors, strict=True)
+        ]
+        refined = [
+            upsample(stage(p), f) for stage, p, f in zip(self.cascade, pyramid, factors, strict=True)
+        ]
+        return coarse, self.final(torch.cat(refined, dim=1))

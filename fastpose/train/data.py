@@ -1,0 +1,168 @@
+"""Annotated pictures -> augmented batches, cut by the crop module."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from fastpose.crop import Augmentation, Window, augment_boxes, crop_affines
+from fastpose.datasets import PoseData, Sample
+from fastpose.errors import DataError
+from fastpose.geometry import apply, invert, points_to_boxes
+
+MIN_LABELLED = 6  # a sample with fewer labelled joints teaches more wrong than right
+HALF_BODY_LABELLED = 3
+AHEAD = 4  # batches prepared while one is trained on
+
+
+@dataclass(frozen=True)
+class Batch:
+    """N windows and their joints.
+
+    Attributes:
+        images: [N, 3, h, w] float32, normalised.
+        joints: [N, K, 2] float32 (x, y) in window pixels.
+        labelled: [N, K] float32, 1 where the joint's place is known, in the window or outside.
+    """
+
+    images: npt.NDArray[np.float32]
+    joints: npt.NDArray[np.float32]
+    labelled: npt.NDArray[np.float32]
+
+
+class TrainingSet:
+    """Samples of one skeleton whose pictures are kept decoded in memory."""
+
+    def __init__(self, sets: list[PoseData]) -> None:
+        self.skeleton = sets[0].skeleton
+        if any(s.skeleton != self.skeleton for s in sets):
+            raise DataError("all training sets must have the same joints")
+        self.samples = [s for d in sets for s in d.samples if s.labelled.sum() >= MIN_LABELLED]
+        if not self.samples:
+            raise DataError(f"no sample has {MIN_LABELLED} labelled joints")
+        self.images = [_read(s) for s in self.samples]
+        lower = [any(w in j for w in ("hip", "knee", "ankle")) for j in self.skeleton.joints]
+        self.halves = np.array([lower, np.logical_not(lower)])
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def batch(
+        self,
+        indices: npt.NDArray[np.int64],
+        window: Window,
+        augmentation: Augmentation,
+        rng: np.random.Generator,
+    ) -> Batch:
+        """Random views of the samples `indices`."""
+        joints = np.stack([self.samples[i].joints for i in indices])
+        labelled = np.stack([self.samples[i].labelled for i in indices])
+        affines, flips = augment_boxes(
+            self._boxes(joints, labelled, augmentation, rng),
+            window.size,
+            augmentation,
+            rng,
+            padding=window.padding,
+            convention=window.convention,
+        )
+        joints = apply(invert(affines), joints)
+        order = self.skeleton.flip_order()
+        joints = np.where(flips[:, None, None], joints[:, order], joints)
+        labelled = np.where(flips[:, None], labelled[:, order], labelled)
+        images = np.empty((len(indices), 3, *window.size), np.float32)
+        for row, i in enumerate(indices):
+            crop_affines(self.images[i], affines[row : row + 1], window, out=images[row : row + 1])
+        _recolour(images, window, augmentation, rng)
+        return Batch(images, joints.astype(np.float32), labelled.astype(np.float32))
+
+    def _boxes(
+        self,
+        joints: npt.NDArray[np.float32],
+        labelled: npt.NDArray[np.bool_],
+        augmentation: Augmentation,
+        rng: np.random.Generator,
+    ) -> npt.NDArray[np.float32]:
+        """[N, 4] round all labelled joints, or round those of one half of the body."""
+        n = len(joints)
+        half = self.halves[rng.integers(0, 2, n)] & labelled
+        halved = (rng.random(n) < augmentation.half_body) & (half.sum(1) >= HALF_BODY_LABELLED)
+        boxes = points_to_boxes(joints, np.where(halved[:, None], half, labelled))
+        # joints on one line make a box without width: every side is at least a third of the other
+        centre, extent = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
+        extent = np.maximum(extent, extent.max(axis=1, keepdims=True) / 3 + 1)
+        return np.concatenate((centre - extent / 2, centre + extent / 2), axis=1)
+
+
+def batches(
+    data: TrainingSet,
+    window: Window,
+    size: int,
+    augmentation: Augmentation,
+    rng: np.random.Generator,
+) -> Iterator[Batch]:
+    """One epoch in random order, prepared by a thread; the last short batch is left out.
+
+    An error in the thread is raised in the caller.
+    """
+    order = rng.permutation(len(data))[: len(data) // size * size].reshape(-1, size)
+    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(AHEAD)
+    stop = threading.Event()
+
+    def offer(item: Batch | BaseException | None) -> None:
+        while not stop.is_set():
+            try:
+                return ready.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def prepare() -> None:
+        try:
+            for indices in order:
+                if stop.is_set():
+                    return
+                offer(data.batch(indices, window, augmentation, rng))
+            offer(None)
+        except BaseException as error:  # the caller must learn of it, whatever it is
+            offer(error)
+
+    thread = threading.Thread(target=prepare, daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _read(sample: Sample) -> npt.NDArray[np.uint8]:
+    image = cv2.imread(str(sample.image), cv2.IMREAD_COLOR)
+    if image is None:
+        raise DataError(f"{sample.image}: not a readable picture")
+    return image
+
+
+def _recolour(
+    images: npt.NDArray[np.float32],
+    window: Window,
+    augmentation: Augmentation,
+    rng: np.random.Generator,
+) -> None:
+    """Random channel gains and pictures without colour, in place, on normalised values."""
+    n = len(images)
+    mean = np.array(window.mean, np.float32)[:, None, None]
+    std = np.array(window.std, np.float32)[:, None, None]
+    gain = rng.uniform(1 - augmentation.gain, 1 + augmentation.gain, (n, 3, 1, 1))
+    images *= gain.astype(np.float32)
+    images += ((gain - 1) * mean / std).astype(np.float32)
+    for i in np.flatnonzero(rng.random(n) < augmentation.grey):
+        images[i] = images[i].mean(axis=0)
+    np.clip(images, (0 - mean) / std, (255 - mean) / std, out=images)
