@@ -37,7 +37,10 @@ class Batch:
 
 
 class TrainingSet:
-    """Samples of one skeleton whose pictures are kept decoded in memory."""
+    """Samples of one skeleton whose pictures are kept decoded in memory.
+
+    A set that is given twice counts twice: a small, well-labelled set can weigh more that way.
+    """
 
     def __init__(self, sets: list[PoseData]) -> None:
         self.skeleton = sets[0].skeleton
@@ -93,9 +96,12 @@ class TrainingSet:
         half = self.halves[rng.integers(0, 2, n)] & labelled
         halved = (rng.random(n) < augmentation.half_body) & (half.sum(1) >= HALF_BODY_LABELLED)
         boxes = points_to_boxes(joints, np.where(halved[:, None], half, labelled))
-        # joints on one line make a box without width: every side is at least a third of the other
-        centre, extent = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
-        extent = np.maximum(extent, extent.max(axis=1, keepdims=True) / 3 + 1)
+        # Joints on one line make a box without width, and a half folded up makes a tiny one: no
+        # side is shorter than a third of the whole body's longer side.
+        whole = points_to_boxes(joints, labelled)
+        least = (whole[:, 2:] - whole[:, :2]).max(axis=1, keepdims=True) / 3 + 1
+        centre = (boxes[:, :2] + boxes[:, 2:]) / 2
+        extent = np.maximum(boxes[:, 2:] - boxes[:, :2], least)
         return np.concatenate((centre - extent / 2, centre + extent / 2), axis=1)
 
 
