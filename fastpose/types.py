@@ -37,6 +37,34 @@ class Frame:
 
 
 @dataclass(frozen=True)
+class Boxes:
+    """Where people are in one frame; N = 0 is an ordinary value.
+
+    Attributes:
+        boxes: [N, 4] float32 (x0, y0, x1, y1) in frame pixels.
+        scores: [N] float32.
+    """
+
+    boxes: Floats
+    scores: Floats
+
+    def __post_init__(self) -> None:
+        if self.boxes.ndim != 2 or self.boxes.shape[1] != 4:
+            raise ValueError(f"boxes must be [N, 4], got {list(self.boxes.shape)}")
+        if self.scores.shape != (len(self.boxes),):
+            came = list(self.scores.shape)
+            raise ValueError(f"scores must be {[len(self.boxes)]}, got {came}")
+
+    @classmethod
+    def empty(cls) -> Boxes:
+        """Nobody."""
+        return cls(np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+
+@dataclass(frozen=True)
 class People:
     """The people of one frame; N = 0 is an ordinary value.
 
