@@ -23,7 +23,7 @@ class Window:
         mean, std: per channel, in units of 0-255, after `rgb`.
         rgb: channels are swapped, frames being BGR.
         convention: name of the rule from box to affine, `fastpose.geometry`.
-        padding: a box is enlarged by this.
+        padding: a box is enlarged by this; a pair is for (x, y).
     """
 
     size: tuple[int, int]
@@ -31,7 +31,7 @@ class Window:
     std: tuple[float, float, float]
     rgb: bool
     convention: str
-    padding: float
+    padding: float | tuple[float, float]
 
     @property
     def border(self) -> float:
@@ -143,7 +143,7 @@ def augment_boxes(
     augmentation: Augmentation,
     rng: np.random.Generator,
     *,
-    padding: float,
+    padding: float | tuple[float, float],
     convention: str,
 ) -> tuple[Doubles, npt.NDArray[np.bool_]]:
     """Random views round boxes: rotation, zoom, shift and mirror in one affine each.

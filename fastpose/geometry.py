@@ -95,7 +95,7 @@ def boxes_to_affines(
     boxes: npt.NDArray[np.floating],
     size: tuple[int, int],
     *,
-    padding: float = 1.0,
+    padding: float | tuple[float, float] = 1.0,
     aspect: str = "fit",
     convention: str = "symmetric",
     rotation: float | npt.NDArray[np.floating] = 0.0,
@@ -106,8 +106,8 @@ def boxes_to_affines(
     Args:
         boxes: [N, 4] (x0, y0, x1, y1) in source pixels.
         size: (h, w) of the windows in pixels.
-        padding: the box is enlarged by this about its centre.
-        aspect: "fit" first grows the box's shorter side to the window's aspect, so that nothing is
+        padding: the box is enlarged by this about its centre; a pair is for (x, y).
+        aspect: "fit" then grows the box's shorter side to the window's aspect, so that nothing is
             distorted; "stretch" leaves it.
         convention: a name of `CONVENTIONS`.
         rotation: degrees, one number or [N]: the window is turned clockwise (as seen on a screen)
@@ -130,10 +130,10 @@ def boxes_to_affines(
     window = np.array([size[1], size[0]], np.float64)
     centre = (boxes[:, :2] + boxes[:, 2:]) / 2
     extent = boxes[:, 2:] - boxes[:, :2]
-    extent = np.where((extent > 0).all(axis=1, keepdims=True), extent, np.nan)
+    extent = np.where((extent > 0).all(axis=1, keepdims=True), extent, np.nan) * padding
     if aspect == "fit":
         extent = (extent / window).max(axis=1, keepdims=True) * window
-    scale = extent * padding / (window - rule.shrink)  # [N, 2] source pixels per window pixel
+    scale = extent / (window - rule.shrink)  # [N, 2] source pixels per window pixel
     angle = np.deg2rad(np.broadcast_to(np.asarray(rotation, np.float64), len(boxes)))
     cos, sin = np.cos(angle), np.sin(angle)
     turn = np.stack((np.stack((cos, -sin), -1), np.stack((sin, cos), -1)), -2)

@@ -23,7 +23,7 @@ class ModelSpec:
         mean, std: per input channel, in units of 0-255, after `rgb`.
         rgb: the input is RGB (frames are BGR).
         convention: crop and grid of `fastpose.geometry`.
-        padding: the box is enlarged by this before it is cropped.
+        padding: the box is enlarged by this before it is cropped; a pair is for (x, y).
         method, sigma, peak_value: arguments of `ops.decode` that the maps were trained for.
         kwargs: further arguments of the callable.
         paper: author, title, venue, year.
@@ -39,7 +39,7 @@ class ModelSpec:
     std: tuple[float, float, float]
     rgb: bool
     convention: str
-    padding: float
+    padding: float | tuple[float, float]
     method: str
     sigma: float
     peak_value: float
@@ -78,7 +78,7 @@ class ModelSpec:
         Raises:
             ModelError: a field is missing or not known.
         """
-        tuples = {k: tuple(values[k]) for k in ("size", "mean", "std") if k in values}
+        tuples = {k: tuple(v) for k, v in values.items() if isinstance(v, list)}
         try:
             return cls(**{**values, **tuples})
         except TypeError as error:
