@@ -10,10 +10,35 @@ from fastpose.errors import BackendError, ModelError
 from fastpose.models.spec import ModelSpec
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
+CPN_MEAN = (122.7717, 115.9465, 102.9801)  # of COCO, red first
+
+
+def _cpn(name: str, size: tuple[int, int], depth: int, style: str, parameters: int) -> ModelSpec:
+    """A published CPN, with the pixels, boxes and targets of its release."""
+    return ModelSpec(
+        name=name,
+        network="cpn:CPN",
+        size=size,
+        stride=4,
+        skeleton="coco17",
+        mean=CPN_MEAN if style == "torch" else CPN_MEAN[::-1],
+        std=(255.0, 255.0, 255.0),
+        rgb=style == "torch",
+        convention="cpn",
+        padding=(1.2, 1.3),
+        method="cpn",
+        sigma=1.7 if size == (384, 288) else 1.4,  # of the narrowest kernel: 9 cells, or 7
+        peak_value=255.0,
+        paper="Chen, Wang, Peng, Zhang, Yu, Sun, Cascaded Pyramid Network for Multi-Person Pose "
+        "Estimation, CVPR 2018",
+        parameters=parameters,
+        kwargs={"depth": depth, "style": style},
+    )
+
 
 MODELS = {
     "cpn-light": ModelSpec(
@@ -34,6 +59,12 @@ MODELS = {
         "CVPR 2018; the trunk is our own",
         parameters=5_452_550,
     ),
+    "cpn50": _cpn("cpn50", (256, 192), 50, "torch", 27_406_826),
+    "cpn101": _cpn("cpn101", (256, 192), 101, "torch", 46_398_954),
+    "cpn50-tf": _cpn("cpn50-tf", (256, 192), 50, "tf", 27_009_770),
+    "cpn101-tf": _cpn("cpn101-tf", (256, 192), 101, "tf", 46_001_898),
+    "cpn50-384": _cpn("cpn50-384", (384, 288), 50, "torch", 27_406_826),
+    "cpn101-384": _cpn("cpn101-384", (384, 288), 101, "torch", 46_398_954),
 }
 DEFAULT_MODEL = "cpn-light"
 
@@ -86,3 +117,8 @@ def create(name: str, weights: str | Path | None = None) -> nn.Module:
 
         load_weights(network, Path(weights))
     return network.eval()
+
+
+def final_maps(output: Tensor | tuple[list[Tensor], Tensor]) -> Tensor:
+    """The maps that are decoded, of a network's output: the last stage's, [N, K, h, w]."""
+    return output[-1] if isinstance(output, tuple) else output

@@ -6,20 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-def conv(cin: int, cout: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
-    """Convolution, batch norm, ReLU.
-
-    At stride 2 the kernel must be even: an odd one samples off the centre of the cells on an even
-    width, and the network would no longer answer a mirrored picture with mirrored maps.
-    """
-    assert stride == 1 or kernel % 2 == 0, "stride 2 needs an even kernel"
-    padding = (kernel - stride + 1) // 2
-    return nn.Sequential(
-        nn.Conv2d(cin, cout, kernel, stride, padding, bias=False),
-        nn.BatchNorm2d(cout),
-        nn.ReLU(inplace=True),
-    )
+from fastpose.models.layers import conv
 
 
 class Residual(nn.Module):
@@ -59,7 +46,7 @@ class Bottleneck(nn.Module):
 
 
 def upsample(x: Tensor, factor: int) -> Tensor:
-    """Bilinear with cells as areas: exact under mirroring, and one resize operator when exported."""
+    """Bilinear with cells as areas: exact under mirroring, one resize operator when exported."""
     if factor == 1:
         return x
     return F.interpolate(x, scale_factor=float(factor), mode="bilinear", align_corners=False)
@@ -118,13 +105,14 @@ class LightCPN(nn.Module):
         return merged
 
     def forward(self, image: Tensor) -> tuple[list[Tensor], Tensor]:
-        """[N, 3, h, w] -> GlobalNet's four maps (P5 first) and RefineNet's, [N, K, h / 4, w / 4]."""
+        """[N, 3, h, w] -> GlobalNet's four maps (P5 first), RefineNet's; [N, K, h / 4, w / 4]."""
         pyramid = self.pyramid(image)
         factors = (8, 4, 2, 1)
         coarse = [
             upsample(head(p), f) for head, p, f in zip(self.heads, pyramid, factors, strict=True)
         ]
         refined = [
-            upsample(stage(p), f) for stage, p, f in zip(self.cascade, pyramid, factors, strict=True)
+            upsample(stage(p), f)
+            for stage, p, f in zip(self.cascade, pyramid, factors, strict=True)
         ]
         return coarse, self.final(torch.cat(refined, dim=1))
