@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -81,26 +82,29 @@ def crop_affines(
 
     Args, returns: as `crop_people`.
     """
-    count = len(affines)
-    batch = np.empty((count, 3, *window.size), np.float32) if out is None else out
+    batch = np.empty((len(affines), 3, *window.size), np.float32) if out is None else out
     areas = sample_counts(affines)
     small = affines.astype(np.float32)
-    starts = [0, *(np.flatnonzero(np.diff(areas)) + 1).tolist()] if count else []
-    for start, stop in zip(starts, [*starts[1:], count], strict=True):
-        run: dict[str, Any] = {} if source is None else {"source": source[start:stop]}
+    for rows in runs(areas):
         ops.warp(
             frames,
-            small[start:stop],
+            small[rows],
             window.size,
+            source=None if source is None else source[rows],
             mean=window.mean,
             std=window.std,
             swap_rb=window.rgb,
             border=window.border,
-            area=int(areas[start]),
-            out=batch[start:stop],
-            **run,
+            area=int(areas[rows.start]),
+            out=batch[rows],
         )
     return batch
+
+
+def runs(keys: npt.NDArray[np.int64]) -> Iterator[slice]:
+    """Cut [N] keys into stretches of equal neighbours; no keys, no stretch."""
+    edges = np.flatnonzero(np.diff(keys, prepend=np.nan, append=np.nan) != 0)
+    yield from (slice(int(a), int(b)) for a, b in itertools.pairwise(edges))
 
 
 def sample_counts(affines: Doubles) -> npt.NDArray[np.int64]:
