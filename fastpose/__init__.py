@@ -1,0 +1,57 @@
+"""Human pose estimation at the speed of the hardware.
+
+>>> import fastpose
+>>> with fastpose.Pose(detector="none") as pose:
+...     people = pose(frame)  # [H, W, 3] uint8 BGR -> People
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastpose import errors, ops
+    from fastpose.engines import build_engine, load_engine
+    from fastpose.models import create, list_models
+    from fastpose.pose import Pose
+    from fastpose.skeleton import Skeleton
+    from fastpose.types import Frame, People
+
+__all__ = [
+    "Frame",
+    "People",
+    "Pose",
+    "Skeleton",
+    "build_engine",
+    "create",
+    "errors",
+    "list_models",
+    "load_engine",
+    "ops",
+]
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Frame": "fastpose.types",
+    "People": "fastpose.types",
+    "Pose": "fastpose.pose",
+    "Skeleton": "fastpose.skeleton",
+    "build_engine": "fastpose.engines",
+    "create": "fastpose.models",
+    "list_models": "fastpose.models",
+    "load_engine": "fastpose.engines",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name when it is first used, so that importing the package costs nothing."""
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    if name in ("errors", "ops"):
+        return import_module(f"fastpose.{name}")
+    raise AttributeError(f"module 'fastpose' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,57 @@
+"""The command line: one module a verb, each with `add_arguments(parser)` and `run(args)`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from importlib import import_module
+
+from fastpose import __version__
+from fastpose.errors import FastposeError
+
+VERBS = {
+    "predict": ("predict", "find people's joints in pictures and video"),
+    "models": ("models", "list the models: accuracy, size, terms of their data"),
+    "eval": ("evaluate", "measure accuracy on annotated data"),
+    "train": ("train", "train a model, or go on training it"),
+    "doctor": ("doctor", "what this machine can run, and why not the rest"),
+}
+INTERRUPTED = 130
+UNUSABLE = 2
+
+
+def parser() -> argparse.ArgumentParser:
+    """All verbs and their options."""
+    top = argparse.ArgumentParser(prog="fastpose", description="Human pose estimation.")
+    top.add_argument("--version", action="version", version=f"fastpose {__version__}")
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for name, (module, text) in VERBS.items():
+        verb = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        import_module(f"fastpose.cli.{module}").add_arguments(verb)
+        verb.add_argument("--json", action="store_true", help="print one JSON document")
+        verb.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return top
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        The exit status: 0; 2 for a fault of the input, told in one line; 130 after Ctrl-C.
+    """
+    args = parser().parse_args(argv)
+    try:
+        return int(import_module(f"fastpose.cli.{VERBS[args.verb][0]}").run(args))
+    except FastposeError as error:
+        if args.debug:
+            raise
+        print(f"fastpose {args.verb}: {error}", file=sys.stderr)
+        return UNUSABLE
+    except KeyboardInterrupt:
+        print(f"fastpose {args.verb}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # whoever read our output has gone; Python would complain again when it flushes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0

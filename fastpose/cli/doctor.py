@@ -1,0 +1,128 @@
+"""`fastpose doctor`: what this machine can run, and why not the rest."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+PACKAGES = (
+    # module, extra of fastpose-inference that brings it ("" for the base), what it is for
+    ("numpy", "", "arrays"),
+    ("cv2", "", "pictures and video"),
+    ("openvino", "", "engine, the default on CPUs"),
+    ("onnxruntime", "onnxruntime", "engine"),
+    ("torch", "torch", "engine, training, building engines"),
+    ("triton", "torch", "kernels on NVIDIA GPUs"),
+    ("onnx", "torch", "building engines"),
+    ("tensorrt", "tensorrt", "engine on NVIDIA GPUs"),
+    ("av", "video", "H.264 video, time stamps"),
+    ("pyarrow", "data", "--save parquet"),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """None beyond those of every verb."""
+
+
+def run(args: argparse.Namespace) -> int:
+    """Look at everything; 0 when the default model can run here, else 2."""
+    report = {
+        "machine": _machine(),
+        "kernels": _kernels(),
+        "packages": [_package(*row) for row in PACKAGES],
+        "openvino": _guarded(_openvino),
+        "cuda": _guarded(_cuda),
+        "default_model": _guarded(_default_model),
+    }
+    if args.json:
+        print(json.dumps(report))
+    else:
+        _print(report)
+    return 0 if report["default_model"].get("works") else 2
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "processor": platform.machine(),
+    }
+
+
+def _kernels() -> dict[str, Any]:
+    try:
+        core = import_module("fastpose._C")
+    except ImportError as error:
+        return {"works": False, "why": f"the C++ kernels do not load: {error}"}
+    return {"works": True, "isa": core.best_isa(), "threads": core.get_num_threads()}
+
+
+def _package(module: str, extra: str, purpose: str) -> dict[str, Any]:
+    try:
+        version = str(getattr(import_module(module), "__version__", "installed"))
+        return {"name": module, "version": version, "purpose": purpose}
+    except Exception as error:  # a package may fail in any way when its libraries are missing
+        install = f"fastpose-inference[{extra}]" if extra else "fastpose-inference"
+        missing = isinstance(error, ModuleNotFoundError)
+        why = f"not installed; the extra {install} brings it" if missing else _line(error)
+        return {"name": module, "version": None, "purpose": purpose, "why": why}
+
+
+def _guarded(look: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    try:
+        return look()
+    except Exception as error:  # a report is wanted above all from machines where things fail
+        return {"works": False, "why": _line(error)}
+
+
+def _openvino() -> dict[str, Any]:
+    from fastpose.engines.openvino import capabilities
+
+    return {"works": True, "devices": capabilities()}
+
+
+def _cuda() -> dict[str, Any]:
+    torch = import_module("torch")
+    if not torch.cuda.is_available():
+        return {"works": False, "why": "torch finds no CUDA device"}
+    return {"works": True, "device": torch.cuda.get_device_name()}
+
+
+def _default_model() -> dict[str, Any]:
+    import time
+
+    import numpy as np
+
+    from fastpose.pose import Pose
+
+    start = time.monotonic()
+    with Pose(detector="none") as pose:
+        pose(np.zeros((64, 64, 3), np.uint8))
+        manifest = pose.engine.manifest
+        return {
+            "works": True,
+            "model": manifest.spec.name,
+            "engine": manifest.kind,
+            "precision": manifest.precision,
+            "first_result_seconds": round(time.monotonic() - start, 2),
+        }
+
+
+def _line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def _print(report: dict[str, Any]) -> None:
+    machine = report["machine"]
+    print(f"Python {machine['python']} on {machine['system']}")
+    for title in ("kernels", "openvino", "cuda", "default_model"):
+        values = dict(report[title])
+        state = "ok" if values.pop("works") else "no"
+        rest = ", ".join(f"{key} {value}" for key, value in values.items())
+        print(f"{title.replace('_', ' '):<14}{state:<4}{rest}")
+    for row in report["packages"]:
+        print(f"{row['name']:<14}{row['version'] or 'no':<14}{row.get('why', row['purpose'])}")

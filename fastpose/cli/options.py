@@ -1,0 +1,46 @@
+"""Options that several verbs share."""
+
+from __future__ import annotations
+
+import argparse
+
+ENGINES = ("auto", "openvino", "onnxruntime", "torch", "tensorrt")
+PRECISIONS = ("auto", "f32", "bf16", "f16")
+
+
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    """How the network is run."""
+    parser.add_argument(
+        "--engine",
+        default="auto",
+        metavar="KIND|FILE",
+        help=f"{', '.join(ENGINES)}, or the file of a built engine (default: auto)",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="auto",
+        help="auto is bf16 where the machine computes in it and the model passed, else f32",
+    )
+    parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: auto)")
+
+
+def engine_kind(engine: str) -> tuple[str, str | None]:
+    """Split `--engine` into the kind and, where it names a file, that file."""
+    return (engine, None) if engine in ENGINES else ("auto", engine)
+
+
+def positive(text: str) -> int:
+    """An argument that counts something."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
+
+
+def share(text: str) -> float:
+    """An argument between 0 and 1."""
+    number = float(text)
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"must be from 0 to 1, got {number}")
+    return number

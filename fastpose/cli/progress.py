@@ -1,0 +1,77 @@
+"""Progress on standard error: one line that is rewritten, or a line now and then in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+
+ON_SCREEN, IN_LOG = 0.1, 10.0  # seconds between updates
+
+
+class Progress:
+    """Counts what is done; a context manager.
+
+    Args:
+        label: what is being worked on.
+        total: how many there will be, or None.
+        unit: of what.
+        clock: seconds, for tests.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        total: int | None = None,
+        unit: str = "frames",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.done = 0
+        self._label, self._total, self._unit, self._clock = label, total, unit, clock
+        self._screen = sys.stderr.isatty()
+        self._start = self._shown = clock()
+
+    @property
+    def seconds(self) -> float:
+        """Since the start."""
+        return self._clock() - self._start
+
+    @property
+    def rate(self) -> float:
+        """Units a second since the start."""
+        return self.done / max(self.seconds, 1e-9)
+
+    def step(self, note: str = "", count: int = 1) -> None:
+        """Count, and show it when it is time to; `note` follows the figures."""
+        self.done += count
+        now = self._clock()
+        if now - self._shown >= (ON_SCREEN if self._screen else IN_LOG):
+            self._shown = now
+            self._write(note)
+
+    def finish(self, note: str = "") -> None:
+        """Show the last figures, and end the line."""
+        self._write(note)
+        if self._screen:
+            print(file=sys.stderr)
+
+    def _write(self, note: str) -> None:
+        of = "" if self._total is None else f"/{self._total}"
+        parts = [f"{self._label}: {self.done}{of} {self._unit}", f"{self.rate:.1f}/s"]
+        if self._total is not None and self.done < self._total:
+            parts.append(f"{_span((self._total - self.done) / max(self.rate, 1e-9))} left")
+        line = ", ".join([*parts, *([note] if note else [])])
+        if self._screen:
+            print(f"\r\x1b[2K{line}", end="", file=sys.stderr, flush=True)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+
+def _span(seconds: float) -> str:
+    """A length of time for people: 45 s, 3:20 min, 2:05 h."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60}:{whole % 60:02d} min"
+    return f"{whole // 3600}:{whole % 3600 // 60:02d} h"

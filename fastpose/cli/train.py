@@ -1,0 +1,130 @@
+"""`fastpose train`: train a model, or go on where its folder was left."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from fastpose.cli.options import positive
+from fastpose.cli.progress import Progress
+
+Schedule = tuple[tuple[tuple[int, int], int], ...]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the verb."""
+    parser.add_argument("model", help="name, see `fastpose models`")
+    parser.add_argument(
+        "--data",
+        action="append",
+        required=True,
+        metavar="KIND:PATH",
+        help="training set, such as lsp:DIR or lspet:DIR; repeat for several, twice to count twice",
+    )
+    parser.add_argument("--val", metavar="KIND:PATH", help="set to measure on, such as lsp:DIR")
+    parser.add_argument("--out", type=Path, required=True, help="checkpoints, log, final weights")
+    parser.add_argument(
+        "--schedule",
+        type=_schedule,
+        default=_schedule("128x96:26,192x160:12"),
+        metavar="HxW:EPOCHS,...",
+        help="window sizes in turn (default: 128x96:26,192x160:12)",
+    )
+    parser.add_argument("--batch", type=positive, default=32, help="samples a step (default: 32)")
+    parser.add_argument("--rate", type=float, default=2e-3, help="peak rate (default: 0.002)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--precision", choices=("bf16", "f32"), default="bf16")
+    parser.add_argument("--device", default="auto", help="cpu or cuda (default: cuda if there)")
+    parser.add_argument("--threads", type=positive, help="of the CPU (default: all)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, measure, and write the weights with their card."""
+    from fastpose.models import model_spec
+
+    spec = model_spec(args.model)
+    torch = _torch()
+    from fastpose.datasets import open_data
+    from fastpose.evaluate import evaluate_model
+    from fastpose.train.data import TrainingSet
+    from fastpose.train.loop import Recipe, fit
+    from fastpose.train.release import release
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    device = args.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    recipe = Recipe(
+        schedule=args.schedule,
+        batch=args.batch,
+        rate=args.rate,
+        bf16=args.precision == "bf16",
+        seed=args.seed,
+    )
+    sets = [open_data(text, split="train") for text in args.data]
+    validation = open_data(args.val, split="test") if args.val else None
+    progress = Progress(spec.name, recipe.epochs, unit="epochs")
+
+    def report(row: dict[str, Any]) -> None:
+        progress.done = row["epoch"] - 1
+        progress.step(f"loss {row['loss']:.5f}")
+
+    network = fit(spec, TrainingSet(sets), recipe, args.out, device=device, report=report)
+    progress.finish()
+    card = release(
+        network.cpu(),
+        spec,
+        args.out,
+        sets=sets,
+        validation=validation,
+        recipe=recipe,
+        command=shlex.join(["fastpose", *_words()]),
+        evaluate=evaluate_model,
+    )
+    if args.json:
+        print(json.dumps(card))
+    return 0
+
+
+def _torch() -> Any:
+    from fastpose.errors import BackendError
+
+    try:
+        import torch
+    except ImportError:
+        raise BackendError(
+            "training needs torch; install the extra: fastpose-inference[train]"
+        ) from None
+    return torch
+
+
+def _words() -> list[str]:
+    """The command line without folders of this machine: paths keep their last part."""
+    words = []
+    for word in sys.argv[1:]:
+        kind, colon, path = word.partition(":")
+        if colon and "/" in path:
+            word = f"{kind}:{Path(path).name}"
+        elif "/" in word:
+            word = Path(word).name
+        words.append(word)
+    return words
+
+
+def _schedule(text: str) -> Schedule:
+    stages = []
+    try:
+        for part in text.split(","):
+            size, _, epochs = part.partition(":")
+            height, _, width = size.partition("x")
+            stages.append(((int(height), int(width)), int(epochs)))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected HxW:EPOCHS,..., got {text!r}") from None
+    if any(min(*size, count) < 1 or size[0] % 32 or size[1] % 32 for size, count in stages):
+        raise argparse.ArgumentTypeError(f"sizes must be multiples of 32, got {text!r}")
+    return tuple(stages)

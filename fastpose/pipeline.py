@@ -1,0 +1,59 @@
+"""The path: frames -> people found -> windows -> heat maps -> joints in frame pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from fastpose.crop import crop_people, runs
+from fastpose.engines import Engine
+from fastpose.people import as_people, locate_joints
+from fastpose.types import Boxes, Floats, People
+
+
+def estimate(
+    frames: Sequence[npt.NDArray[np.uint8]], found: Sequence[Boxes], engine: Engine
+) -> list[People]:
+    """Find the joints of the people in each frame; all windows share the network's batches.
+
+    Args:
+        frames: [H, W, 3] uint8 BGR each; sizes may differ.
+        found: the boxes of each frame; none is an ordinary answer.
+        engine: the network.
+
+    Returns:
+        One People per frame, its rows in the order of the frame's boxes.
+    """
+    spec = engine.manifest.spec
+    counts = [len(boxes.boxes) for boxes in found]
+    owner = np.repeat(np.arange(len(frames)), counts)
+    total, k = len(owner), len(spec.joints)
+    points, scores = np.empty((total, k, 2), np.float32), np.empty((total, k), np.float32)
+    boxes = np.concatenate([f.boxes for f in found]) if total else np.empty((0, 4), np.float32)
+    largest = engine.manifest.buckets[-1]
+    for start in range(0, total, largest):
+        rows = slice(start, min(start + largest, total))
+        points[rows], scores[rows] = _windows(frames, owner[rows], boxes[rows], engine)
+    ends = np.cumsum(counts)
+    return [
+        as_people(f, points[end - n : end], scores[end - n : end], spec)
+        for f, n, end in zip(found, counts, ends, strict=True)
+    ]
+
+
+def _windows(
+    frames: Sequence[npt.NDArray[np.uint8]],
+    owner: npt.NDArray[np.int64],
+    boxes: Floats,
+    engine: Engine,
+) -> tuple[Floats, Floats]:
+    """One batch: windows straight into the engine's own input, its maps straight to points."""
+    spec = engine.manifest.spec
+    batch = engine.buffer(len(boxes))
+    affines = np.empty((len(boxes), 2, 3))
+    for rows in runs(owner):
+        frame = frames[owner[rows.start]]
+        _, affines[rows] = crop_people(frame, boxes[rows], spec.window, out=batch[rows])
+    return locate_joints(engine.run(len(boxes)), affines, spec)

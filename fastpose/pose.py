@@ -1,0 +1,190 @@
+"""Pose: frames in, people out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastpose.detect import BoxesFile, Detector, open_detector
+from fastpose.engines import Engine, open_engine
+from fastpose.frames import as_bgr, open_source, read_ahead
+from fastpose.people import drop_duplicates
+from fastpose.pipeline import estimate
+from fastpose.smooth import OneEuro
+from fastpose.track import Tracker, predict_boxes
+from fastpose.types import Boxes, Frame, People
+
+Image = npt.NDArray[np.uint8]
+
+
+class Pose:
+    """Finds the joints of all people in a frame. A context manager; use one per thread.
+
+    Args:
+        model: a name of `list_models()`, "default", or the path of an engine bundle.
+        detector: where people come from: "default", the path of an ONNX detector, "none" (the
+            whole frame is one person), or any `Detector`.
+        engine: "openvino", "onnxruntime", "torch", or "auto", the fastest that is installed.
+        device: "cpu", or what the engine knows; "auto" chooses.
+        precision: "f32", "bf16", or "auto": bf16 where the machine computes in it and the model's
+            card records that it passed against f32, else f32.
+        batch: sizes of the batches that the network is compiled for, ascending. More people than
+            the largest are split, fewer padded to the next.
+
+    Raises:
+        ModelError, WeightsError, EngineError, DetectorError: a name or a file is not usable.
+        BackendError: what was asked for by name is not installed or cannot run here.
+    """
+
+    def __init__(
+        self,
+        model: str | Path = "default",
+        *,
+        detector: str | Path | Detector = "default",
+        engine: str = "auto",
+        device: str = "auto",
+        precision: str = "auto",
+        batch: Sequence[int] = (1, 2, 4, 8, 16, 32),
+    ) -> None:
+        self._detector = (
+            open_detector(str(detector), device=device)
+            if isinstance(detector, (str, Path))
+            else detector
+        )
+        self._engine: Engine = open_engine(
+            model, kind=engine, device=device, precision=precision, buckets=tuple(batch)
+        )
+
+    @property
+    def engine(self) -> Engine:
+        """The network's engine; its manifest tells model, runtime, precision and device."""
+        return self._engine
+
+    def __call__(self, frame: Image, *, boxes: npt.NDArray[np.floating] | None = None) -> People:
+        """The people of one frame.
+
+        Args:
+            frame: [H, W, 3] uint8 BGR; grey [H, W] and BGRA [H, W, 4] are converted.
+            boxes: [N, 4] (x0, y0, x1, y1) in frame pixels, instead of the detector's. The answer
+                then has one row for each box, in this order.
+
+        Raises:
+            ValueError: a shape or type is not the one above, or a box is not finite or has no area.
+        """
+        return self.batch([frame], boxes=None if boxes is None else [boxes])[0]
+
+    def batch(
+        self,
+        frames: Sequence[Image],
+        *,
+        boxes: Sequence[npt.NDArray[np.floating]] | None = None,
+    ) -> list[People]:
+        """The people of several frames, which share the network's batches; see `__call__`."""
+        images = [as_bgr(frame) for frame in frames]
+        if boxes is None:
+            people = estimate(images, self._detector(images), self._engine)
+            return [drop_duplicates(p) for p in people]
+        if len(boxes) != len(images):
+            raise ValueError(f"boxes must have {len(images)} entries, got {len(boxes)}")
+        return estimate(images, [_given(b) for b in boxes], self._engine)
+
+    def stream(
+        self,
+        source: str | int | Path,
+        *,
+        detect_every: int = 1,
+        track: bool = False,
+        smooth: str | None = None,
+        boxes: BoxesFile | None = None,
+        max_frames: int | None = None,
+    ) -> Iterator[tuple[Frame, People]]:
+        """The people of each frame of a source, in order, in bounded memory.
+
+        A thread reads ahead while this one computes.
+
+        Args:
+            source: picture, folder, glob, video, camera index, or URL.
+            detect_every: search for people in every n-th frame; in between, the boxes follow the
+                joints found last.
+            track: give each person a number that stays (`People.ids`).
+            smooth: "one-euro" filters the joints over time, which implies `track`.
+            boxes: boxes of each frame from a file, instead of the detector's.
+            max_frames: stop after as many.
+
+        Raises:
+            FrameError: the source cannot be read.
+            ValueError: an argument is out of range.
+        """
+        with open_source(source, max_frames=max_frames) as frames:
+            follower = Follower(self, detect_every=detect_every, track=track, smooth=smooth)
+            for frame in read_ahead(frames):
+                yield frame, follower(frame, boxes)
+
+    def close(self) -> None:
+        """Free the engine and the detector."""
+        self._engine.close()
+        self._detector.close()
+
+    def __enter__(self) -> Pose:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class Follower:
+    """What a stream remembers from frame to frame: last boxes, tracks, filters."""
+
+    def __init__(
+        self, pose: Pose, *, detect_every: int = 1, track: bool = False, smooth: str | None = None
+    ) -> None:
+        if detect_every < 1:
+            raise ValueError(f"detect_every must be at least 1, got {detect_every}")
+        if smooth not in (None, "one-euro"):
+            raise ValueError(f"smooth must be one-euro or None, got {smooth!r}")
+        skeleton = pose.engine.manifest.spec.joints
+        self._pose, self._every = pose, detect_every
+        self._tracker = Tracker(skeleton) if track or smooth else None
+        self._filter: Any = OneEuro() if smooth else None
+        self._last: People | None = None
+        self._age = 0
+
+    def __call__(self, frame: Frame, boxes: BoxesFile | None = None) -> People:
+        """The people of the next frame of the stream."""
+        people = self._find(frame, boxes)
+        if self._tracker:
+            people = self._tracker.update(people, frame.time)
+        self._last = people
+        return self._filter.smooth(people, frame.time) if self._filter else people
+
+    def _find(self, frame: Frame, boxes: BoxesFile | None) -> People:
+        if boxes is not None:
+            return estimate([frame.image], [boxes.boxes_for(frame.index, frame.name)], self._pose.engine)[0]
+        if self._last is None or self._age >= self._every - 1:
+            self._age = 0
+            return self._pose(frame.image)
+        self._age += 1
+        found = predict_boxes(self._last)
+        return drop_duplicates(estimate([frame.image], [found], self._pose.engine)[0])
+
+
+def _given(boxes: npt.NDArray[np.floating]) -> Boxes:
+    """A caller's boxes, checked."""
+    array = np.asarray(boxes, np.float32)
+    if array.size == 0:
+        return Boxes.empty()
+    if array.ndim != 2 or array.shape[1] != 4:
+        raise ValueError(f"boxes must be [N, 4], got {list(array.shape)}")
+    if not (np.isfinite(array).all() and (array[:, 2:] > array[:, :2]).all()):
+        raise ValueError("boxes must be finite, with x1 > x0 and y1 > y0")
+    return Boxes(array, np.ones(len(array), np.float32))
