@@ -1,0 +1,250 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+
+from fastpose.datasets import PoseData, Sample, open_data, read_predictions
+from fastpose.errors import DataError, ModelError
+from fastpose.evaluate import evaluate_model, evaluate_predictions, pck, predict_joints
+from fastpose.models.spec import ModelSpec
+from fastpose.skeleton import COCO17, LSP14
+
+SIDES = [k for k, name in enumerate(LSP14.joints) if "_" in name and name != "head_top"]
+RIGHT = [k for k in SIDES if LSP14.joints[k].startswith("right")]
+
+
+# ---- the formulas, by hand -----------------------------------------------------------------------
+
+
+def test_pck_by_hand():
+    truth = np.zeros((2, 3, 2))
+    # 3-4-5 triangles; person 0 may miss by 0.2 * 25 = 5, person 1 by 0.2 * 50 = 10
+    predicted = np.array([[[3, 4], [3, 4.01], [0, 0]], [[-6, 8], [6, -8.01], [np.nan, 0]]], float)
+    reference = np.array([25.0, 50.0])
+    np.testing.assert_allclose(pck(predicted, truth, reference=reference), [1, 0, 0.5])
+    fine = pck(predicted, truth, reference=reference, threshold=0.1)
+    np.testing.assert_allclose(fine, [0, 0, 0.5])
+
+
+def test_pck_counts_valid_joints_alone():
+    truth, predicted = np.zeros((2, 3, 2)), np.zeros((2, 3, 2))
+    predicted[0] = 9
+    valid = np.array([[False, True, False], [True, True, False]])
+    rates = pck(predicted, truth, reference=np.full(2, 10.0), valid=valid)
+    np.testing.assert_array_equal(rates, [1, 0.5, np.nan])
+
+
+@pytest.mark.parametrize(
+    ("predicted", "truth", "reference", "message"),
+    [
+        ((2, 3, 2), (2, 3), 2, r"truth must be \[N, K, 2\], got \[2, 3\]"),
+        ((2, 4, 2), (2, 3, 2), 2, r"predicted must be \[2, 3, 2\] like truth, got \[2, 4, 2\]"),
+        ((2, 3, 2), (2, 3, 2), 1, r"reference must be \[2\], got \[1\]"),
+    ],
+)
+def test_pck_names_the_argument_that_does_not_fit(predicted, truth, reference, message):
+    with pytest.raises(ValueError, match=message):
+        pck(np.zeros(predicted), np.zeros(truth), reference=np.ones(reference))
+
+
+def lsp_sample(joints, labelled=None, visible=None, image=None, size=(80, 60)):
+    every = np.ones(14, bool)
+    return Sample(
+        image,
+        size,
+        np.asarray(joints, np.float32),
+        every if labelled is None else labelled,
+        every if visible is None else visible,
+    )
+
+
+def person(torso=10.0):
+    """A truth whose left shoulder (9) is `torso` px from its right hip (2)."""
+    joints = np.tile(np.arange(14.0)[:, None], (1, 2))
+    joints[9] = joints[2] + (0, torso)
+    return joints
+
+
+def test_the_reference_is_left_shoulder_to_right_hip():
+    truth = person(torso=10)
+    predicted = truth.copy()
+    predicted[0] += (2.0, 0)  # right ankle, exactly 0.2 torsos off: right
+    predicted[1] += (2.1, 0)  # right knee: wrong
+    predicted[13] += (0, 9.0)  # head top: wrong, and no limb
+    visible = np.ones(14, bool)
+    visible[[0, 1, 13]] = False
+    data = PoseData("lsp", LSP14, (lsp_sample(truth, visible=visible),))
+    report = evaluate_predictions(data, predicted[None])
+    assert report.images == 1
+    assert report.per_joint["right_ankle"] == 100
+    assert report.per_joint["right_knee"] == 0
+    assert report.metrics["pck@0.2"] == pytest.approx(100 * 12 / 14)
+    assert report.metrics["pck@0.2_limbs"] == pytest.approx(100 * 11 / 12)
+    assert report.metrics["pck@0.2_occluded"] == pytest.approx(100 / 3)
+    assert report.metrics["pck@0.1"] == pytest.approx(100 * 11 / 14)
+
+
+def test_the_mean_is_that_of_the_joints_not_of_all_instances():
+    labelled = np.ones(14, bool)
+    labelled[0] = False
+    data = PoseData("lspet", LSP14, (lsp_sample(person()), lsp_sample(person(), labelled)))
+    predicted = np.stack([person(), person()])
+    predicted[0, 0] += 99  # the only right ankle that counts
+    report = evaluate_predictions(data, predicted)
+    assert report.metrics["pck@0.2"] == pytest.approx(100 * 13 / 14)
+
+
+def test_people_without_a_torso_do_not_count():
+    labelled = np.ones(14, bool)
+    labelled[9] = False
+    data = PoseData("lspet", LSP14, (lsp_sample(person()), lsp_sample(person(), labelled)))
+    predicted = np.stack([person(), person() + 99])
+    assert evaluate_predictions(data, predicted).metrics["pck@0.2"] == 100
+
+
+def test_a_set_without_hidden_joints_has_no_figure_for_them():
+    data = PoseData("lsp", LSP14, (lsp_sample(person()),))
+    report = evaluate_predictions(data, person()[None])
+    assert np.isnan(report.metrics["pck@0.2_occluded"])
+    assert report.to_dict()["pck@0.2_occluded"] is None
+
+
+@pytest.mark.parametrize(
+    ("file", "figure"),
+    [("cpm_lsp_trained_on_lsp", 84.245), ("cpm_lsp_trained_on_mpii_lsp", 90.694)],
+)
+def test_published_predictions_give_the_published_figures(data_dir, file, figure):
+    data = open_data(f"lsp:{data_dir / 'lsp'}")
+    predicted = read_predictions(data_dir / "reference_predictions" / f"{file}.npy", data)
+    report = evaluate_predictions(data, predicted)
+    assert report.to_dict()["pck@0.2"] == figure
+    assert report.images == 700
+
+
+# ---- a model over pictures -----------------------------------------------------------------------
+
+SPEC = ModelSpec(
+    name="dots",
+    network="none:none",
+    size=(96, 64),
+    stride=4,
+    skeleton="lsp14",
+    mean=(0.0, 0.0, 0.0),
+    std=(1.0, 1.0, 1.0),
+    rgb=True,
+    convention="symmetric",
+    padding=1.5,  # the protocol replaces it by 1
+    method="parabola",
+    sigma=2.0,
+    peak_value=255.0,
+    paper="",
+)
+
+
+@dataclass
+class DotEngine:
+    """Stands in for a network: right joints are the bright dot of a window's left half.
+
+    A person who faces the camera has the right side on the left. `shift` moves all answers that
+    many cells to the right: a fault that averaging with the mirrored window takes away.
+    """
+
+    shift: int = 0
+    bucket: int = 4
+
+    def __post_init__(self):
+        self.manifest = SimpleNamespace(spec=SPEC, buckets=(1, self.bucket))
+        self.window = np.full((self.bucket, 3, *SPEC.size), np.nan, np.float32)
+        self.maps = np.empty((self.bucket, 14, *SPEC.cells), np.float32)
+        self.batches = []
+
+    def buffer(self, n):
+        assert n <= self.bucket
+        return self.window[:n]
+
+    def run(self, n):
+        self.batches.append(n)
+        h, w = SPEC.cells
+        cells = self.window[:n].mean(1).reshape(n, h, SPEC.stride, w, SPEC.stride).mean((2, 4))
+        left = np.arange(w) < w // 2
+        for k in range(14):
+            half = left if k in RIGHT else ~left
+            self.maps[:n, k] = np.roll(cells * half, self.shift, axis=2)
+        return self.maps[:n]
+
+
+def dots(size, left, right):
+    """A picture with Gaussian dots at (x, y) each, sigma 2 cells of the window it is fitted to."""
+    y, x = np.mgrid[: size[0], : size[1]]
+    sigma = 2 * SPEC.stride * max(size[0] / SPEC.size[0], size[1] / SPEC.size[1])
+    value = sum(
+        np.exp(-((x - p[0]) ** 2 + (y - p[1]) ** 2) / (2 * sigma**2)) for p in (left, right)
+    )
+    return np.repeat((255 * value.clip(0, 1)).astype(np.uint8)[..., None], 3, axis=2)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Five pictures, higher and wider than the window's aspect, and their dots."""
+    samples = []
+    for i, (h, w) in enumerate([(96, 64), (120, 64), (97, 101), (150, 90), (70, 140)]):
+        left, right = (w * 0.25, h * 0.3 + i), (w * 0.75, h * 0.65)
+        joints = np.array([left if k in RIGHT else right for k in range(14)])
+        path = tmp_path / f"{i}.png"
+        cv2.imwrite(str(path), dots((h, w), left, right))
+        samples.append(lsp_sample(joints, image=path, size=(h, w)))
+    return PoseData("lsp", LSP14, tuple(samples), "test")
+
+
+def largest_error(engine, data, **options):
+    truth = np.stack([s.joints for s in data.samples])
+    found = predict_joints(engine, data, **options)
+    return np.abs(found - truth)[:, SIDES].max()  # neck and head have no side to be found on
+
+
+def test_joints_come_back_in_the_pixels_of_their_picture(pictures):
+    engine = DotEngine()
+    assert largest_error(engine, pictures) < 0.3
+    assert engine.batches == [4, 1]  # 32 asked for, 4 the largest bucket
+
+
+def test_flip_swaps_sides_and_takes_away_a_shift(pictures):
+    assert largest_error(DotEngine(), pictures, flip=True) < 0.3
+    assert largest_error(DotEngine(shift=1), pictures) > 3
+    assert largest_error(DotEngine(shift=1), pictures, flip=True) < 0.5
+
+
+def test_the_box_is_the_whole_picture_unpadded(tmp_path):
+    image = np.full((192, 128, 3), 200, np.uint8)
+    cv2.imwrite(str(tmp_path / "grey.png"), image)
+    data = PoseData("lsp", LSP14, (lsp_sample(person(), image=tmp_path / "grey.png"),))
+    engine = DotEngine()
+    predict_joints(engine, data)
+    np.testing.assert_array_equal(engine.window[0], 200)
+
+
+def test_batch_and_progress(pictures):
+    engine, seen = DotEngine(), []
+    predict_joints(engine, pictures, batch=2, progress=seen.append)
+    assert engine.batches == seen == [2, 2, 1]
+
+
+def test_evaluate_model_scores_what_it_predicts(pictures):
+    assert evaluate_model(DotEngine(), pictures).metrics["pck@0.2"] == 100
+    assert evaluate_model(DotEngine(shift=6), pictures).metrics["pck@0.2"] < 50
+
+
+def test_a_missing_picture_is_named(pictures):
+    pictures.samples[1].image.unlink()
+    with pytest.raises(DataError, match=r"1\.png: No such file"):
+        predict_joints(DotEngine(), pictures)
+
+
+def test_a_model_without_one_of_the_joints_is_refused(pictures):
+    data = PoseData("coco", COCO17, pictures.samples)
+    with pytest.raises(ModelError, match=r"\(lsp14\) lack nose, which coco17 has"):
+        predict_joints(DotEngine(), data)
