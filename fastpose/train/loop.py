@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from fastpose.crop import Augmentation
-from fastpose.errors import ModelError
+from fastpose.errors import ModelError, WeightsError
 from fastpose.models import create
 from fastpose.models.spec import ModelSpec
-from fastpose.train.data import TrainingSet, batches
+from fastpose.train.data import Batch, TrainingSet, batches
 from fastpose.train.losses import hard_keypoint_loss, mean_loss
 from fastpose.train.targets import cascade_targets
 
@@ -99,6 +99,7 @@ def fit(
 
     Raises:
         ModelError: `folder` holds a run of another model or recipe.
+        WeightsError: its checkpoint is damaged.
     """
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.seed)
@@ -146,7 +147,7 @@ class _Run:
         )
         self.epoch = self.done = 0
 
-    def step(self, batch: Any, size: tuple[int, int]) -> float:
+    def step(self, batch: Batch, size: tuple[int, int]) -> float:
         """One step on a `Batch`; returns its loss."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.rate_at(self.done / self.steps)
@@ -165,7 +166,7 @@ class _Run:
         return loss.item()
 
     def _loss(
-        self, coarse: list[Tensor], refined: Tensor, batch: Any, size: tuple[int, int]
+        self, coarse: list[Tensor], refined: Tensor, batch: Batch, size: tuple[int, int]
     ) -> Tensor:
         """GlobalNet's plain loss on every level and RefineNet's mined one, both unweighted."""
         targets, weights = cascade_targets(
@@ -207,7 +208,11 @@ class _Run:
         """Go on from `path` if it exists."""
         if not path.exists():
             return
-        state = torch.load(path, map_location=self.device, weights_only=True)
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+        except Exception as error:  # torch raises errors of many kinds for a damaged file
+            cause = str(error).partition("\n")[0]
+            raise WeightsError(f"{path}: not a readable checkpoint: {cause}") from None
         if state["identity"] != self._identity():
             raise ModelError(f"{path}: is of another model or recipe; choose another folder")
         self.network.load_state_dict(state["network"])

@@ -1,0 +1,197 @@
+"""Training: what a batch holds, what it is taught, and that a run can be cut off anywhere."""
+
+import json
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from fastpose.crop import Augmentation  # noqa: E402
+from fastpose.datasets import PoseData, Sample  # noqa: E402
+from fastpose.errors import DataError, ModelError, WeightsError  # noqa: E402
+from fastpose.models import model_spec  # noqa: E402
+from fastpose.skeleton import LSP14, MPII16  # noqa: E402
+from fastpose.train.data import TrainingSet, batches  # noqa: E402
+from fastpose.train.loop import Recipe, fit  # noqa: E402
+from fastpose.train.targets import cascade_targets  # noqa: E402
+
+SPEC = model_spec("cpn-light")
+SMALL = replace(SPEC.window, size=(64, 64))
+STILL = Augmentation(rotated=0, scale=0, shift=0, flip=0, half_body=0, gain=0, grey=0)
+
+
+def drawn_people(folder, count=8, labelled=14):
+    """Pictures in which each joint is a dot of its own colour."""
+    rng = np.random.default_rng(0)
+    samples = []
+    for i in range(count):
+        image = np.full((90, 70, 3), 60, np.uint8)
+        joints = rng.uniform((10, 10), (60, 80), (14, 2)).astype(np.float32)
+        for k, (x, y) in enumerate(joints):
+            colour = (18 * k, 255 - 18 * k, (40 * k) % 255)
+            cv2.circle(image, (round(float(x)), round(float(y))), 2, colour, -1)
+        path = folder / f"{i}.png"
+        cv2.imwrite(str(path), image)
+        seen = np.arange(14) < labelled
+        samples.append(Sample(path, (90, 70), joints, seen, seen))
+    return PoseData("drawn", LSP14, tuple(samples))
+
+
+def recipe(**changes):
+    return replace(
+        Recipe(schedule=(((64, 64), 2),), batch=4, bf16=False, augmentation=STILL), **changes
+    )
+
+
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_joints_and_picture_are_moved_alike(tmp_path, flip):
+    """Under each joint lies its own colour; in a mirrored window, that of its mirror twin."""
+    data = TrainingSet([drawn_people(tmp_path)])
+    views = replace(STILL, rotated=1.0, flip=flip)
+    batch = data.batch(np.arange(8), SMALL, views, np.random.default_rng(0))
+    assert batch.images.shape == (8, 3, 64, 64)
+    still = data.batch(np.arange(8), SMALL, STILL, np.random.default_rng(0))
+    twins = LSP14.flip_order() if flip else np.arange(14)
+    seen, expected = colours(batch), colours(still)[:, twins]
+    wrong = colours(still)[:, np.roll(twins, 6)]
+    assert np.nanmedian(np.abs(seen - expected)) < 12
+    assert np.nanmedian(np.abs(seen - wrong)) > 24
+
+
+def colours(batch):
+    """[N, K, 3] what lies under each joint, 0 to 255; NaN where that is outside the window."""
+    n, k = batch.labelled.shape
+    out = np.full((n, k, 3), np.nan)
+    for i, j in np.ndindex(n, k):
+        x, y = np.rint(batch.joints[i, j]).astype(int)
+        if 1 <= x < 63 and 1 <= y < 63:
+            patch = batch.images[i, :, y - 1 : y + 2, x - 1 : x + 2].mean((1, 2))
+            out[i, j] = patch * SMALL.std + SMALL.mean
+    return out
+
+
+def test_samples_with_few_labels_are_left_out(tmp_path):
+    with pytest.raises(DataError, match="no sample has 6 labelled joints"):
+        TrainingSet([drawn_people(tmp_path, labelled=5)])
+
+
+def test_sets_of_other_joints_do_not_mix(tmp_path):
+    one = drawn_people(tmp_path)
+    with pytest.raises(DataError, match="same joints"):
+        TrainingSet([one, PoseData("other", MPII16, one.samples)])
+
+
+def test_a_set_given_twice_counts_twice(tmp_path):
+    one = drawn_people(tmp_path)
+    assert len(TrainingSet([one, one])) == 2 * len(one)
+
+
+def test_half_bodies_leave_joints_outside_that_still_count(tmp_path):
+    data = TrainingSet([drawn_people(tmp_path, count=30)])
+    # standing people: the drawn joints are put in the order of their heights
+    for sample in data.samples:
+        order = np.argsort(sample.joints[:, 1])[::-1]
+        sample.joints[:] = sample.joints[order]
+    views = replace(STILL, half_body=1.0)
+    batch = data.batch(np.arange(30), SMALL, views, np.random.default_rng(0))
+    outside = ((batch.joints < -0.5) | (batch.joints > 63.5)).any(axis=2)
+    assert outside.any(axis=1).mean() > 0.5
+    targets, weights = cascade_targets(
+        torch.from_numpy(batch.joints), torch.from_numpy(batch.labelled), SPEC, (64, 64)
+    )
+    hidden = torch.from_numpy(outside)
+    assert (targets[-1].amax((2, 3))[hidden] == 0).all()
+    assert (weights[hidden] == 1).all()
+    assert (targets[-1].amax((2, 3))[~hidden] > 0.5).all()
+
+
+def test_unlabelled_joints_have_no_weight():
+    joints = torch.full((1, 14, 2), 30.0)
+    labelled = torch.ones(1, 14)
+    labelled[0, 3] = 0
+    targets, weights = cascade_targets(joints, labelled, SPEC, (64, 64))
+    assert weights[0, 3] == 0
+    assert targets[-1][0, 3].max() == 0
+    widths = [t[0, 0].sum().item() for t in targets]
+    assert widths == sorted(widths, reverse=True)  # coarse levels have the wider Gaussians
+
+
+def test_batches_are_the_same_for_the_same_seed_and_errors_arrive(tmp_path):
+    data = TrainingSet([drawn_people(tmp_path, count=9)])
+    first = list(batches(data, SMALL, 4, Augmentation(), np.random.default_rng(5)))
+    again = list(batches(data, SMALL, 4, Augmentation(), np.random.default_rng(5)))
+    assert len(first) == 2  # the ninth sample is left for another epoch
+    np.testing.assert_array_equal(first[1].images, again[1].images)
+    data.images[:] = [None] * 9
+    with pytest.raises(AttributeError, match="shape"):
+        list(batches(data, SMALL, 4, STILL, np.random.default_rng(0)))
+
+
+def test_leaving_batches_early_ends_the_thread(tmp_path):
+    import threading
+
+    data = TrainingSet([drawn_people(tmp_path, count=40)])
+    before = threading.active_count()
+    for _ in batches(data, SMALL, 4, STILL, np.random.default_rng(0)):
+        break
+    assert threading.active_count() == before
+
+
+def test_schedule_and_rate():
+    plan = recipe(schedule=(((64, 64), 2), ((96, 64), 3)), rate=1.0)
+    assert [plan.size_at(e) for e in (0, 1, 2, 4)] == [(64, 64), (64, 64), (96, 64), (96, 64)]
+    assert plan.epochs == 5
+    assert plan.rate_at(0) < 0.01 < plan.rate_at(0.03) < plan.rate_at(0.05) == pytest.approx(1)
+    assert plan.rate_at(1.0) == pytest.approx(0.01)
+
+
+def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(tmp_path):
+    data = TrainingSet([drawn_people(tmp_path)])
+    torch.set_num_threads(1)
+    whole = fit(SPEC, data, recipe(), tmp_path / "whole")
+
+    class CutError(Exception):
+        pass
+
+    def cut(row):
+        raise CutError
+
+    with pytest.raises(CutError):
+        fit(SPEC, data, recipe(), tmp_path / "cut", report=cut)
+    resumed = fit(SPEC, data, recipe(), tmp_path / "cut")
+    for (name, a), b in zip(
+        whole.state_dict().items(), resumed.state_dict().values(), strict=True
+    ):
+        torch.testing.assert_close(a, b, rtol=0, atol=0, msg=name)
+    lines = (tmp_path / "cut" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
+
+
+def test_loss_falls_and_validation_is_logged(tmp_path):
+    data = TrainingSet([drawn_people(tmp_path)])
+    rows = []
+    fit(
+        SPEC,
+        data,
+        recipe(schedule=(((64, 64), 5),)),
+        tmp_path / "run",
+        report=rows.append,
+        validate=lambda network: {"mode": float(network.training)},
+    )
+    assert rows[-1]["loss"] < 0.5 * rows[0]["loss"]
+    assert rows[-1]["mode"] == 0.0
+    assert "mode" not in rows[0]
+
+
+def test_a_folder_of_another_recipe_and_a_damaged_checkpoint_are_refused(tmp_path):
+    data = TrainingSet([drawn_people(tmp_path)])
+    fit(SPEC, data, recipe(schedule=(((64, 64), 1),)), tmp_path / "run")
+    with pytest.raises(ModelError, match="another model or recipe"):
+        fit(SPEC, data, recipe(schedule=(((64, 64), 1),), seed=4), tmp_path / "run")
+    checkpoint = tmp_path / "run" / "last.pt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    with pytest.raises(WeightsError, match="not a readable checkpoint"):
+        fit(SPEC, data, recipe(schedule=(((64, 64), 1),)), tmp_path / "run")
