@@ -157,14 +157,20 @@ class DotEngine:
     bucket: int = 4
 
     def __post_init__(self):
-        self.manifest = SimpleNamespace(spec=SPEC, buckets=(1, self.bucket))
+        self.manifest = SimpleNamespace(
+            spec=SPEC, name=SPEC.name, kind="torch", precision="f32", buckets=(1, self.bucket)
+        )
         self.window = np.full((self.bucket, 3, *SPEC.size), np.nan, np.float32)
         self.maps = np.empty((self.bucket, 14, *SPEC.cells), np.float32)
         self.batches = []
+        self.closed = False
 
     def buffer(self, n):
         assert n <= self.bucket
         return self.window[:n]
+
+    def close(self):
+        self.closed = True
 
     def run(self, n):
         self.batches.append(n)

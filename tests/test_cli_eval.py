@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+from test_datasets import JOINTS, row, write
+from test_evaluate import DotEngine
+
+from fastpose import engines
+from fastpose.cli import main
+
+PEOPLE = 3
+
+
+@pytest.fixture
+def lsp(tmp_path):
+    """Three pictures with the same joints, one of them hidden, and predictions that count pixels
+    from 1 as the set does and are right but for one person's head top."""
+    folder = tmp_path / "lsp"
+    (folder / "images").mkdir(parents=True)
+    write(folder, *(row(f"im{i}.png") for i in range(PEOPLE)))
+    for i in range(PEOPLE):
+        cv2.imwrite(str(folder / "images" / f"im{i}.png"), np.zeros((80, 60, 3), np.uint8))
+    predicted = np.tile(JOINTS[:, :2], (PEOPLE, 1, 1))
+    predicted[2, 13] += 99
+    np.save(tmp_path / "predicted.npy", predicted)
+    return tmp_path
+
+
+def run(capsys, *args):
+    code = main(["eval", *map(str, args)])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_predictions_as_json(lsp, capsys):
+    file = lsp / "predicted.npy"
+    code, out, err = run(capsys, "--predictions", file, "--data", f"lsp:{lsp / 'lsp'}", "--json")
+    assert (code, err) == (0, "")
+    document = json.loads(out)
+    metrics = document.pop("metrics")
+    assert document == {"predictions": str(file), "data": "lsp", "split": "test", "images": 3}
+    assert metrics["pck@0.2"] == pytest.approx(100 * (13 + 2 / 3) / 14, abs=1e-3)
+    assert metrics["pck@0.2_limbs"] == metrics["pck@0.2_occluded"] == 100
+    assert metrics["per_joint"]["head_top"] == pytest.approx(66.667)
+    assert len(metrics["per_joint"]) == 14
+
+
+def test_predictions_as_a_table(lsp, capsys):
+    data = f"lsp:{lsp / 'lsp'}"
+    code, out, _ = run(capsys, "--predictions", lsp / "predicted.npy", "--data", data)
+    assert code == 0
+    lines = [line.rsplit(maxsplit=1) for line in out.splitlines()]
+    assert ["pck@0.2", "97.62"] in [[name.strip(), value] for name, value in lines]
+    assert ["pck@0.2 head_top", "66.67"] in [[name.strip(), value] for name, value in lines]
+
+
+def test_limit_takes_the_first(lsp, capsys):
+    data = f"lsp:{lsp / 'lsp'}"
+    _, out, _ = run(
+        capsys, "--predictions", lsp / "predicted.npy", "--data", data, "--limit", 2, "--json"
+    )
+    document = json.loads(out)
+    assert document["images"] == 2
+    assert document["metrics"]["pck@0.2"] == 100
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--predictions", "{}/none.npy", "--data", "lsp:{}/lsp"], "none.npy: No such file"),
+        (["--predictions", "{}/predicted.npy", "--data", "lsp:{}/x"], "x: no such folder"),
+        (["--predictions", "{}/predicted.npy", "--data", "coco:{}"], "must be one of lsp:DIR"),
+        (["--predictions", "{}/short.npy", "--data", "lsp:{}/lsp"], "expected [3, 14, 2]"),
+        (["no-such-model", "--data", "lsp:{}/lsp"], "unknown model 'no-such-model'; known: "),
+    ],
+)
+def test_a_fault_of_the_input_is_one_line(lsp, capsys, args, message):
+    np.save(lsp / "short.npy", np.zeros((2, 14, 2)))
+    code, out, err = run(capsys, *(a.replace("{}", str(lsp)) for a in args))
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--data", "lsp:x"],
+        ["default", "--predictions", "p.npy", "--data", "lsp:x"],
+        ["default"],
+        ["default", "--data", "lsp:x", "--limit", "0"],
+    ],
+)
+def test_exactly_one_of_model_and_predictions_and_a_set(capsys, args):
+    with pytest.raises(SystemExit) as caught:
+        main(["eval", *args])
+    assert caught.value.code == 2
+
+
+def test_a_model_as_json(lsp, capsys, monkeypatch):
+    asked, engine = {}, DotEngine()
+
+    def open_engine(model, **options):
+        asked.update(options, model=model)
+        return engine
+
+    monkeypatch.setattr(engines, "open_engine", open_engine)
+    data = f"lsp:{lsp / 'lsp'}"
+    code, out, err = run(
+        capsys,
+        "dots",
+        "--data",
+        data,
+        "--engine",
+        "torch",
+        "--precision",
+        "f32",
+        "--flip",
+        "--json",
+    )
+    assert code == 0
+    assert engine.closed
+    assert asked == {"model": "dots", "kind": "torch", "device": "auto", "precision": "f32"}
+    document = json.loads(out)
+    assert document["model"] == "dots"
+    assert (document["engine"], document["precision"]) == ("torch", "f32")
+    assert (document["data"], document["images"], document["flip"]) == ("lsp", 3, True)
+    assert document["seconds"] >= 0
+    assert document["metrics"]["pck@0.2"] == 0  # black pictures: no peak, so every joint is wrong
+    assert "3/3 pictures" in err
