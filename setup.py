@@ -39,7 +39,15 @@ CXX_FLAGS = [
 AVX2_FLAGS = ["-mavx2", "-mfma", "-mf16c"]
 ISA_FLAGS = {
     "_avx2": AVX2_FLAGS,
-    "_avx512": [*AVX2_FLAGS, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"],
+    "_avx512": [
+        *AVX2_FLAGS,
+        "-mavx512f",
+        "-mavx512bw",
+        "-mavx512vl",
+        "-mavx512dq",
+        "-Wno-uninitialized",  # gcc 12 says it of its own intrinsics
+        "-Wno-maybe-uninitialized",
+    ],
 }
 NVCC_FLAGS = [
     "-shared",

@@ -3,7 +3,9 @@
 // type raises TypeError instead of being copied.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include <optional>
 #include <string>
 
 #include "fastpose.h"
@@ -19,6 +21,59 @@ namespace {
 template <class T>
 using Array = py::array_t<T, py::array::c_style>;
 
+using Source = std::optional<Array<int32_t>>;
+
+fastpose::Real real_type(const py::array& out) {
+  if (out.itemsize() == 4) return fastpose::Real::F32;
+  return out.dtype().kind() == 'f' ? fastpose::Real::F16 : fastpose::Real::Bf16;
+}
+
+int size(const py::array& array, int axis) { return static_cast<int>(array.shape(axis)); }
+
+// The arguments that warp has for frames and for maps alike.
+struct Warp {
+  fastpose::Windows windows;
+  fastpose::WarpOutput out;
+  fastpose::Isa isa;
+
+  Warp(const Array<float>& affines, const Source& source, py::array& result,
+       const Array<float>& scale, const Array<float>& shift, float border, int area, bool swap_rb,
+       bool channels_last, const std::string& isa_name)
+      : windows{affines.data(),
+                source ? source->data() : nullptr,
+                result.shape(0),
+                size(result, channels_last ? 1 : 2),
+                size(result, channels_last ? 2 : 3),
+                area,
+                border},
+        out{result.mutable_data(), scale.data(),  shift.data(), size(result, channels_last ? 3 : 1),
+            real_type(result),     channels_last, swap_rb},
+        isa(parse_isa(isa_name)) {}
+};
+
+void warp_bytes(const py::array_t<uint8_t>& frames, const Array<float>& affines,
+                const Source& source, py::array out, const Array<float>& scale,
+                const Array<float>& shift, float border, int area, bool swap_rb, bool channels_last,
+                const std::string& isa) {
+  const Warp warp(affines, source, out, scale, shift, border, area, swap_rb, channels_last, isa);
+  const fastpose::ByteFrames source_frames{frames.data(), frames.strides(0), frames.strides(1),
+                                           size(frames, 1), size(frames, 2)};
+  const py::gil_scoped_release nogil;
+  fastpose::warp_bytes(source_frames, warp.windows, warp.out, warp.isa);
+}
+
+void warp_maps(const py::array_t<float>& maps, const Array<float>& affines, const Source& source,
+               py::array out, const Array<float>& scale, const Array<float>& shift, float border,
+               int area, bool swap_rb, bool channels_last, const std::string& isa) {
+  const Warp warp(affines, source, out, scale, shift, border, area, swap_rb, channels_last, isa);
+  const int64_t item = sizeof(float);
+  const fastpose::FloatMaps source_maps{
+      maps.data(),   maps.strides(0) / item, maps.strides(1) / item, maps.strides(2) / item,
+      size(maps, 2), size(maps, 3)};
+  const py::gil_scoped_release nogil;
+  fastpose::warp_maps(source_maps, warp.windows, warp.out, warp.isa);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -27,4 +82,13 @@ PYBIND11_MODULE(_C, m) {
   m.def("best_isa", [] { return fastpose::isa_name(fastpose::best_isa()); });
   m.def("get_num_threads", &fastpose::get_num_threads);
   m.def("set_num_threads", &fastpose::set_num_threads, py::arg("threads"));
+
+  m.def("warp_bytes", &warp_bytes, py::arg("frames").noconvert(), py::arg("affines").noconvert(),
+        py::arg("source").noconvert(), py::arg("out").noconvert(), py::arg("scale").noconvert(),
+        py::arg("shift").noconvert(), py::arg("border"), py::arg("area"), py::arg("swap_rb"),
+        py::arg("channels_last"), py::arg("isa") = "auto");
+  m.def("warp_maps", &warp_maps, py::arg("maps").noconvert(), py::arg("affines").noconvert(),
+        py::arg("source").noconvert(), py::arg("out").noconvert(), py::arg("scale").noconvert(),
+        py::arg("shift").noconvert(), py::arg("border"), py::arg("area"), py::arg("swap_rb"),
+        py::arg("channels_last"), py::arg("isa") = "auto");
 }

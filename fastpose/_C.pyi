@@ -1,4 +1,12 @@
-"""Types of the compiled CPU kernels. Arguments are checked in `fastpose.ops`, not here."""
+"""Types of the compiled CPU kernels. Arguments are checked in `fastpose.ops`, not here.
+
+`isa` is "auto", "scalar", "avx2" or "avx512"; one that the processor lacks raises ValueError.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
 
 def best_isa() -> str:
     """Widest instruction set of this processor: "scalar", "avx2" or "avx512"."""
@@ -8,3 +16,33 @@ def get_num_threads() -> int:
 
 def set_num_threads(threads: int) -> None:
     """Limit the threads of one kernel call; ValueError below 1."""
+
+def warp_bytes(
+    frames: npt.NDArray[np.uint8],
+    affines: Floats,
+    source: npt.NDArray[np.int32] | None,
+    out: np.ndarray,
+    scale: Floats,
+    shift: Floats,
+    border: float,
+    area: int,
+    swap_rb: bool,
+    channels_last: bool,
+    isa: str = "auto",
+) -> None:
+    """Windows of frames [T, H, W, 3], the last two axes dense, into `out` (uint16: bfloat16)."""
+
+def warp_maps(
+    maps: Floats,
+    affines: Floats,
+    source: npt.NDArray[np.int32] | None,
+    out: np.ndarray,
+    scale: Floats,
+    shift: Floats,
+    border: float,
+    area: int,
+    swap_rb: bool,
+    channels_last: bool,
+    isa: str = "auto",
+) -> None:
+    """Windows of maps [T, C, H, W], the last axis dense, into `out` (uint16: bfloat16)."""

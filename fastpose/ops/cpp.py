@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
+from fastpose import _C
 from fastpose._C import best_isa, get_num_threads, set_num_threads
 from fastpose.ops.choose import Array
 
-__all__ = ["as_numpy", "best_isa", "get_num_threads", "like", "set_num_threads"]
+if TYPE_CHECKING:
+    from fastpose.ops.warp import WarpOptions
+
+__all__ = ["as_numpy", "best_isa", "get_num_threads", "like", "set_num_threads", "warp"]
 
 
 def as_numpy(array: Array) -> np.ndarray:
@@ -22,3 +28,44 @@ def like(result: np.ndarray, array: Array) -> Array:
     import torch
 
     return torch.from_numpy(result)
+
+
+def warp(
+    frames: Array,
+    affines: Array,
+    source: Array | None,
+    out: Array,
+    options: WarpOptions,
+    isa: str = "auto",
+) -> None:
+    """`fastpose.ops.warp` into `out`, arguments checked; frames are [T, ...]."""
+    pixels = as_numpy(frames)
+    scale, shift = options.scale_shift()
+    arguments = (
+        np.ascontiguousarray(as_numpy(affines), np.float32),
+        None if source is None else np.ascontiguousarray(as_numpy(source), np.int32),
+        _memory(out),
+        scale,
+        shift,
+        options.border,
+        options.area,
+        options.swap_rb,
+        options.out_layout == "nhwc",
+        isa,
+    )
+    if options.layout == "chw":
+        maps = pixels.astype(np.float32, copy=False)
+        dense = all(step % 4 == 0 for step in maps.strides) and maps.strides[3] == 4
+        _C.warp_maps(maps if dense else np.ascontiguousarray(maps), *arguments)
+    else:
+        dense = pixels.strides[2:] == (3, 1)
+        _C.warp_bytes(pixels if dense else np.ascontiguousarray(pixels), *arguments)
+
+
+def _memory(array: Array) -> np.ndarray:
+    """As `as_numpy`; bfloat16, which numpy lacks, as its bits."""
+    if isinstance(array, np.ndarray) or str(array.dtype) != "torch.bfloat16":
+        return as_numpy(array)
+    import torch
+
+    return as_numpy(array.detach().view(torch.int16)).view(np.uint16)

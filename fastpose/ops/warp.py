@@ -1,0 +1,427 @@
+"""Windows out of frames or feature maps: the one resampling of the project."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastpose.errors import BackendError
+from fastpose.ops.choose import Array, choose, device_kind
+
+if TYPE_CHECKING:
+    import torch
+
+LAYOUTS = {"hwc": ("uint8",), "nv12": ("uint8",), "chw": ("float32", "float16")}
+OUT_LAYOUTS = ("nchw", "nhwc")
+TYPES = ("float32", "float16", "bfloat16")
+
+# Limited range to full, rows B, G, R, columns Y - 16, U - 128, V - 128. From the luma weights of
+# ITU-R BT.709 (0.2126, 0.0722) and BT.601 (0.299, 0.114).
+MATRICES = {
+    "bt709": ((1.164384, 2.112402, 0.0), (1.164384, -0.213249, -0.532909), (1.164384, 0, 1.792741)),
+    "bt601": ((1.164384, 2.017232, 0.0), (1.164384, -0.391762, -0.812968), (1.164384, 0, 1.596027)),
+}
+
+
+@dataclass(frozen=True)
+class WarpOptions:
+    """What every implementation of `warp` is given besides the arrays, checked.
+
+    Attributes:
+        size: (h, w) of a window.
+        channels: C.
+        mean, std: C numbers each, or None for 0 and 1.
+        swap_rb, border, layout, out_layout, area, matrix: as in `warp`.
+    """
+
+    size: tuple[int, int]
+    channels: int
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    swap_rb: bool
+    border: float
+    layout: str
+    out_layout: str
+    area: int
+    matrix: str
+
+    def scale_shift(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """(x - mean) / std as x * scale + shift, [C] float32 each."""
+        return _scale_shift(self.channels, self.mean, self.std)
+
+    def out_shape(self, count: int) -> tuple[int, int, int, int]:
+        """Shape of the result for `count` windows."""
+        h, w = self.size
+        nchw = (count, self.channels, h, w)
+        return nchw if self.out_layout == "nchw" else (count, h, w, self.channels)
+
+
+def warp(
+    frames: Array,
+    affines: Array,
+    size: tuple[int, int],
+    *,
+    source: Array | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    swap_rb: bool = False,
+    border: float = 0.0,
+    layout: str = "hwc",
+    out_layout: str = "nchw",
+    dtype: str = "float32",
+    area: int = 1,
+    matrix: str = "bt709",
+    out: Array | None = None,
+    stream: int | None = None,
+    backend: str | None = None,
+) -> Array:
+    """Cut a window out of a frame for every affine, and normalise it.
+
+    Output pixel (u, v) is the mean of `area` x `area` bilinear samples, spread evenly over the
+    pixel, of the source around affine @ (u, v, 1), pixel centres being whole numbers. A tap outside
+    the source is `border`; a tap of weight zero counts for nothing. Then red and blue are swapped
+    if asked, then (value - mean) / std per output channel. With area=2 on feature maps this is
+    RoIAlign (He et al., Mask R-CNN, ICCV 2017).
+
+    The result is within 1e-4 of the source's range of exact arithmetic. Gradients flow to float
+    `frames` that are torch tensors, by the reference; none flow to `affines`.
+
+    Args:
+        frames: "hwc": uint8 [H, W, 3] or [T, H, W, 3]; "nv12": uint8 [T, H * 3 // 2, W], on CUDA
+            only, taken as BGR, each pixel with its own cell's chroma; "chw": float32 or float16
+            [T, C, H, W]. Any strides; what is not dense along a row of pixels is copied.
+        affines: [N, 2, 3] floating, used as float32, output pixel -> source pixel. A window whose
+            affine is not finite is all border.
+        size: (h, w) of a window.
+        source: [N] integers, the frame of each window; may be left out only if T = 1. On CUDA, an
+            index out of range in a device tensor gives a window of border.
+        mean: C numbers in source units (0-255 for bytes), in output channel order.
+        std: likewise, positive.
+        swap_rb: reverse the three channels.
+        border: value outside the source, in source units, before normalisation.
+        layout: of `frames`, see there.
+        out_layout: "nchw" or "nhwc".
+        dtype: "float32", "float16" or (torch only) "bfloat16"; with `out`, its type counts.
+        area: samples per axis for each output pixel, 1 to 16.
+        matrix: "bt709" or "bt601", the colours of "nv12", limited range.
+        out: written in place and returned: of the result's shape, dense, on the device of `frames`.
+        stream: CUDA stream handle; by default the current stream.
+        backend: "cpp" (CPU), "cuda" or "reference"; by default the fastest for the device.
+
+    Returns:
+        [N, C, h, w] or [N, h, w, C], numpy or torch as `frames`.
+
+    Raises:
+        ValueError: an argument has another shape, type, device or range.
+        BackendError: `backend` was named and cannot run here, or "nv12" is not on CUDA.
+    """
+    _check_frames(frames, layout, matrix)
+    options = WarpOptions(
+        size=_check_size(size),
+        channels=int(frames.shape[1]) if layout == "chw" else 3,
+        mean=_numbers(mean),
+        std=_numbers(std),
+        swap_rb=swap_rb,
+        border=float(border),
+        layout=layout,
+        out_layout=out_layout,
+        area=area,
+        matrix=matrix,
+    )
+    _check_options(options)
+    frames = frames[None] if frames.ndim == 3 and layout == "hwc" else frames
+    _check_affines(affines)
+    _check_source(source, len(affines), len(frames))
+    shape = options.out_shape(len(affines))
+    _check_out(out, frames, shape, dtype)
+    name = _choose(backend, frames, layout)
+    if name == "reference":
+        return _by_reference(frames, affines, source, out, dtype, options)
+    result = _empty(shape, dtype, frames) if out is None else out
+    if len(affines) == 0:
+        return result
+    if name == "cuda":
+        from fastpose.ops.cuda import warp as run_cuda
+
+        run_cuda(frames, affines, source, result, options, stream)
+    else:
+        from fastpose.ops.cpp import warp as run_cpp
+
+        run_cpp(frames, affines, source, result, options)
+    return result
+
+
+def warp_reference(
+    frames: torch.Tensor,
+    affines: torch.Tensor,
+    source: torch.Tensor,
+    options: WarpOptions,
+) -> torch.Tensor:
+    """`warp` in plain torch: the definition that every kernel is tested against.
+
+    Args:
+        frames: [T, C, H, W] float32 or float64, on any device.
+        affines: [N, 2, 3]; positions are computed in float64.
+        source: [N] int64; a window whose index is out of range is border.
+        options: the rest; `layout` and `matrix` do not matter here.
+
+    Returns:
+        [N, C, h, w] or [N, h, w, C] in the type of `frames`, differentiable in `frames`.
+    """
+    import torch
+
+    h, w = options.size
+    device, real = frames.device, frames.dtype
+    matrices = affines.to(torch.float64)
+    usable = matrices.isfinite().flatten(1).all(1) & (source >= 0) & (source < len(frames))
+    matrices = matrices.where(usable[:, None, None], 0.0)
+    index = source.where(usable, 0)[:, None, None]
+    pixels = frames.permute(0, 2, 3, 1)  # [T, H, W, C]
+    if options.swap_rb:
+        pixels = pixels.flip(-1)
+    u = torch.arange(w, dtype=torch.float64, device=device)
+    v = torch.arange(h, dtype=torch.float64, device=device)[:, None]
+    inner = (torch.arange(options.area, dtype=torch.float64) + 0.5) / options.area - 0.5
+    total = torch.zeros((len(affines), h, w, options.channels), dtype=real, device=device)
+    for dv in inner.tolist():
+        for du in inner.tolist():
+            x, y = _transform(matrices, u + du, v + dv)
+            total = total + _bilinear(pixels, index, x, y, usable, options.border)
+    mean, std = (
+        torch.tensor(values or (default,), dtype=real, device=device)
+        for values, default in ((options.mean, 0.0), (options.std, 1.0))
+    )
+    result = (total / options.area**2 - mean) / std
+    return result.permute(0, 3, 1, 2) if options.out_layout == "nchw" else result
+
+
+def _transform(
+    matrices: torch.Tensor, u: torch.Tensor, v: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Source x and y, [N, h, w] each, of the positions u [w] and v [h, 1]."""
+    cells = matrices[:, :, :, None, None]
+    position = cells[:, :, 0] * u + cells[:, :, 1] * v + cells[:, :, 2]
+    return position[:, 0], position[:, 1]
+
+
+def _bilinear(
+    pixels: torch.Tensor,
+    index: torch.Tensor,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    usable: torch.Tensor,
+    border: float,
+) -> torch.Tensor:
+    """[N, h, w, C] samples of pixels [T, H, W, C] at x, y [N, h, w]; border where not `usable`."""
+    import torch
+
+    height, width = pixels.shape[1:3]
+    # Far outside, positions are brought to where every tap is outside and integers are safe.
+    x, y = x.clamp(-2, width + 1), y.clamp(-2, height + 1)
+    left, top = x.floor(), y.floor()
+    result = torch.zeros((), dtype=pixels.dtype, device=pixels.device)
+    for dx, weight_x in ((0, 1 - (x - left)), (1, x - left)):
+        for dy, weight_y in ((0, 1 - (y - top)), (1, y - top)):
+            column, row = (left + dx).long(), (top + dy).long()
+            inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+            inside = inside & usable[:, None, None]
+            weight = (weight_x * weight_y).to(pixels.dtype)[..., None]
+            tap = pixels[index, row.clamp(0, height - 1), column.clamp(0, width - 1)]
+            tap = tap.where(inside[..., None], border).where(weight != 0, 0.0)
+            result = result + weight * tap
+    return result
+
+
+def nv12_to_bgr(frames: torch.Tensor, matrix: str) -> torch.Tensor:
+    """Video frames [T, H * 3 // 2, W] uint8, limited range, as [T, 3, H, W] float32 in 0-255."""
+    import torch
+
+    height, width = frames.shape[1] * 2 // 3, frames.shape[2]
+    luma = frames[:, :height].float() - 16
+    chroma = frames[:, height:].reshape(-1, height // 2, width // 2, 2).float() - 128
+    chroma = chroma.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    yuv = torch.stack((luma, chroma[..., 0], chroma[..., 1]), dim=1)
+    weights = torch.tensor(MATRICES[matrix], device=frames.device)
+    return torch.einsum("cd,tdhw->tchw", weights, yuv).clamp(0, 255)
+
+
+def _by_reference(
+    frames: Array,
+    affines: Array,
+    source: Array | None,
+    out: Array | None,
+    dtype: str,
+    options: WarpOptions,
+) -> Array:
+    import torch
+
+    pixels = _as_torch(frames)
+    if options.layout == "nv12":
+        pixels = nv12_to_bgr(pixels, options.matrix)
+    elif options.layout == "hwc":
+        pixels = pixels.permute(0, 3, 1, 2)
+    index = torch.zeros(len(affines)) if source is None else _as_torch(source)
+    result = warp_reference(
+        pixels.float(),
+        _as_torch(affines).to(pixels.device),
+        index.to(pixels.device, torch.int64),
+        options,
+    )
+    if out is not None:
+        _as_torch(out).copy_(result)
+        return out
+    result = result.to(getattr(torch, dtype)).contiguous()
+    return result.numpy() if isinstance(frames, np.ndarray) else result
+
+
+def _as_torch(array: Array) -> torch.Tensor:
+    import torch
+
+    if not isinstance(array, np.ndarray):
+        return array
+    dense = array if all(stride >= 0 for stride in array.strides) else array.copy()
+    return torch.from_numpy(dense)
+
+
+def _choose(backend: str | None, frames: Array, layout: str) -> str:
+    device = device_kind(frames)
+    if layout == "nv12" and device != "cuda":
+        raise BackendError(f'layout "nv12" needs frames on cuda, got {device}')
+    if _needs_gradient(frames):
+        if backend in ("cpp", "cuda"):
+            raise BackendError(f"backend {backend!r} has no gradient; usable: reference")
+        return choose("reference", frames, ())
+    return choose(backend, frames, ("cpp", "cuda"))
+
+
+def _needs_gradient(frames: Array) -> bool:
+    if isinstance(frames, np.ndarray) or not frames.requires_grad:
+        return False
+    import torch
+
+    return torch.is_grad_enabled()
+
+
+def _empty(shape: tuple[int, ...], dtype: str, frames: Array) -> Array:
+    if isinstance(frames, np.ndarray):
+        return np.empty(shape, dtype)
+    import torch
+
+    return torch.empty(shape, dtype=getattr(torch, dtype), device=frames.device)
+
+
+@functools.lru_cache(maxsize=64)
+def _scale_shift(
+    channels: int, mean: tuple[float, ...] | None, std: tuple[float, ...] | None
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    centre = np.array(mean or np.zeros(channels), np.float64)
+    scale = 1 / np.array(std or np.ones(channels), np.float64)
+    return scale.astype(np.float32), (-centre * scale).astype(np.float32)
+
+
+def _numbers(values: Sequence[float] | None) -> tuple[float, ...] | None:
+    return None if values is None else tuple(float(value) for value in values)
+
+
+def _type_name(array: Array) -> str:
+    return str(array.dtype).removeprefix("torch.")
+
+
+def _check_frames(frames: Array, layout: str, matrix: str) -> None:
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
+    if matrix not in MATRICES:
+        raise ValueError(f"matrix must be one of {', '.join(MATRICES)}, got {matrix!r}")
+    shape = list(frames.shape)
+    if _type_name(frames) not in LAYOUTS[layout]:
+        types = " or ".join(LAYOUTS[layout])
+        raise ValueError(f"frames of layout {layout!r} must be {types}, got {_type_name(frames)}")
+    match layout:
+        case "hwc":
+            expected = "[H >= 1, W >= 1, 3] or [T, H >= 1, W >= 1, 3]"
+            fits = len(shape) in (3, 4) and shape[-1] == 3 and min(shape[-3:]) >= 1
+        case "nv12":
+            expected = "[T, H * 3 // 2, W], H and W even"
+            fits = len(shape) == 3 and min(shape[1:]) >= 2 and shape[1] % 3 == shape[2] % 2 == 0
+        case _:
+            expected = "[T, C >= 1, H >= 1, W >= 1]"
+            fits = len(shape) == 4 and min(shape[1:]) >= 1
+    if not fits:
+        raise ValueError(f"frames of layout {layout!r} must be {expected}, got {shape}")
+
+
+def _check_size(size: tuple[int, int]) -> tuple[int, int]:
+    if len(size) != 2 or any(int(side) != side or side < 1 for side in size):
+        raise ValueError(f"size must be (h, w), whole numbers from 1, got {size}")
+    return int(size[0]), int(size[1])
+
+
+def _check_options(options: WarpOptions) -> None:
+    for name, values in (("mean", options.mean), ("std", options.std)):
+        if values is not None and len(values) != options.channels:
+            raise ValueError(f"{name} must have {options.channels} numbers, got {len(values)}")
+    if options.std is not None and not all(value > 0 for value in options.std):
+        raise ValueError(f"std must be positive, got {options.std}")
+    if options.swap_rb and options.channels != 3:
+        raise ValueError(f"swap_rb needs 3 channels, got {options.channels}")
+    if options.out_layout not in OUT_LAYOUTS:
+        raise ValueError(f"out_layout must be nchw or nhwc, got {options.out_layout!r}")
+    if options.area not in range(1, 17):
+        raise ValueError(f"area must be a whole number from 1 to 16, got {options.area}")
+
+
+def _check_affines(affines: Array) -> None:
+    if affines.ndim != 3 or tuple(affines.shape[1:]) != (2, 3):
+        raise ValueError(f"affines must be [N, 2, 3], got {list(affines.shape)}")
+    if _type_name(affines) not in ("float32", "float64"):
+        raise ValueError(f"affines must be float32 or float64, got {_type_name(affines)}")
+
+
+def _check_source(source: Array | None, count: int, frames: int) -> None:
+    if source is None:
+        if frames != 1 and count:
+            raise ValueError(f"source must be given for {frames} frames, got None")
+        return
+    if tuple(source.shape) != (count,) or "int" not in _type_name(source):
+        raise ValueError(
+            f"source must be [{count}] integers, got {list(source.shape)} {_type_name(source)}"
+        )
+    if device_kind(source) == "cpu" and count:
+        low, high = int(source.min()), int(source.max())
+        if low < 0 or high >= frames:
+            raise ValueError(f"source must be from 0 to {frames - 1}, got {low} to {high}")
+
+
+def _check_out(out: Array | None, frames: Array, shape: tuple[int, ...], dtype: str) -> None:
+    host = isinstance(frames, np.ndarray)
+    if dtype not in TYPES:
+        raise ValueError(f"dtype must be one of {', '.join(TYPES)}, got {dtype!r}")
+    if out is None:
+        if host and dtype == "bfloat16":
+            raise ValueError(
+                'dtype "bfloat16" needs frames that are a torch tensor: numpy has none'
+            )
+        return
+    if isinstance(out, np.ndarray) != host or device_kind(out) != device_kind(frames):
+        kind = "a numpy array" if host else f"a tensor on {device_kind(frames)}"
+        raise ValueError(f"out must be {kind} as frames is, got {type(out).__name__}")
+    if tuple(out.shape) != shape or _type_name(out) not in TYPES:
+        raise ValueError(
+            f"out must be {list(shape)} float32, float16 or bfloat16, "
+            f"got {list(out.shape)} {_type_name(out)}"
+        )
+    if not _is_dense(out):
+        raise ValueError("out must be dense (C-contiguous) and writable")
+    if _needs_gradient(frames):
+        raise ValueError("out cannot be used where frames needs a gradient")
+
+
+def _is_dense(out: Any) -> bool:
+    if isinstance(out, np.ndarray):
+        return bool(out.flags.c_contiguous and out.flags.writeable)
+    return bool(out.is_contiguous())
