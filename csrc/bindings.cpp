@@ -74,6 +74,35 @@ void warp_maps(const py::array_t<float>& maps, const Array<float>& affines, cons
   fastpose::warp_maps(source_maps, warp.windows, warp.out, warp.isa);
 }
 
+void decode(const py::array& maps, const std::optional<py::array>& flipped,
+            const Array<int32_t>& partner, bool mean, int flip_shift, const std::string& method,
+            const Array<double>& taps, double peak_value,
+            const std::optional<Array<double>>& affines, Array<float>& points, Array<float>& scores,
+            const std::string& isa) {
+  const fastpose::DecodeJob job{maps.data(),
+                                flipped ? flipped->data() : nullptr,
+                                partner.data(),
+                                real_type(maps),
+                                maps.shape(0),
+                                maps.shape(1),
+                                maps.shape(2),
+                                size(maps, 3),
+                                size(maps, 4),
+                                mean,
+                                flip_shift,
+                                fastpose::parse_decode_method(method),
+                                taps.data(),
+                                size(taps, 0) / 2,
+                                size(scores, 2),
+                                peak_value,
+                                affines ? affines->data() : nullptr,
+                                points.mutable_data(),
+                                scores.mutable_data()};
+  const fastpose::Isa chosen = parse_isa(isa);
+  const py::gil_scoped_release nogil;
+  fastpose::decode(job, chosen);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -91,4 +120,9 @@ PYBIND11_MODULE(_C, m) {
         py::arg("source").noconvert(), py::arg("out").noconvert(), py::arg("scale").noconvert(),
         py::arg("shift").noconvert(), py::arg("border"), py::arg("area"), py::arg("swap_rb"),
         py::arg("channels_last"), py::arg("isa") = "auto");
+
+  m.def("decode", &decode, py::arg("maps").noconvert(), py::arg("flipped").noconvert(),
+        py::arg("partner").noconvert(), py::arg("mean"), py::arg("flip_shift"), py::arg("method"),
+        py::arg("taps").noconvert(), py::arg("peak_value"), py::arg("affines").noconvert(),
+        py::arg("points").noconvert(), py::arg("scores").noconvert(), py::arg("isa") = "auto");
 }

@@ -52,4 +52,31 @@ struct WarpOutput {
 void warp_bytes(const ByteFrames& frames, const Windows& windows, const WarpOutput& out, Isa isa);
 void warp_maps(const FloatMaps& maps, const Windows& windows, const WarpOutput& out, Isa isa);
 
+enum class DecodeMethod { Argmax, Quarter, Parabola, Taylor, Dark, Udp, Soft, Cpn };
+
+// The method of that name in Python. Throws std::invalid_argument for another name.
+DecodeMethod parse_decode_method(const std::string& name);
+
+// Heat-maps [stages, n, k, h, w] to points [n, k, peaks, 2] and scores [n, k, peaks].
+struct DecodeJob {
+  const void* maps;
+  const void* flipped;     // maps of the mirrored input, or null
+  const int32_t* partner;  // [k]: the channel of `flipped` that belongs to this one
+  Real type;
+  int64_t stages, n, k;
+  int h, w;
+  bool mean;       // of the stages, else their sum
+  int flip_shift;  // 0 or 1 cells to the right
+  DecodeMethod method;
+  const double* taps;  // [2 * radius + 1], the blur
+  int radius;
+  int peaks;
+  double peak_value;
+  const double* affines;  // [n, 2, 3], cell -> frame pixel, or null
+  float* points;
+  float* scores;
+};
+
+void decode(const DecodeJob& job, Isa isa);
+
 }  // namespace fastpose

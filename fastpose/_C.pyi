@@ -46,3 +46,23 @@ def warp_maps(
     isa: str = "auto",
 ) -> None:
     """Windows of maps [T, C, H, W], the last axis dense, into `out` (uint16: bfloat16)."""
+
+def decode(
+    maps: np.ndarray,
+    flipped: np.ndarray | None,
+    partner: npt.NDArray[np.int32],
+    mean: bool,
+    flip_shift: int,
+    method: str,
+    taps: npt.NDArray[np.float64],
+    peak_value: float,
+    affines: npt.NDArray[np.float64] | None,
+    points: npt.NDArray[np.float32],
+    scores: npt.NDArray[np.float32],
+    isa: str = "auto",
+) -> None:
+    """Peaks of [S, N, K, h, w] into points [N, K, peaks, 2] and scores [N, K, peaks].
+
+    `maps` is float32, float16, or the bits of bfloat16 in 16-bit integers. All arrays are
+    C-contiguous.
+    """

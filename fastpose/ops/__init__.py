@@ -1,6 +1,7 @@
 """The kernels: each a function with a torch reference beside it and a `backend=` argument."""
 
+from fastpose.ops.decode import decode
 from fastpose.ops.render import render
 from fastpose.ops.warp import warp
 
-__all__ = ["render", "warp"]
+__all__ = ["decode", "render", "warp"]

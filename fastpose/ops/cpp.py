@@ -11,9 +11,10 @@ from fastpose._C import best_isa, get_num_threads, set_num_threads
 from fastpose.ops.choose import Array
 
 if TYPE_CHECKING:
+    from fastpose.ops.decode import DecodeOptions
     from fastpose.ops.warp import WarpOptions
 
-__all__ = ["as_numpy", "best_isa", "get_num_threads", "like", "set_num_threads", "warp"]
+__all__ = ["as_numpy", "best_isa", "decode", "get_num_threads", "like", "set_num_threads", "warp"]
 
 
 def as_numpy(array: Array) -> np.ndarray:
@@ -69,3 +70,41 @@ def _memory(array: Array) -> np.ndarray:
     import torch
 
     return as_numpy(array.detach().view(torch.int16)).view(np.uint16)
+
+
+def decode(
+    heatmaps: Array,
+    flipped: Array | None,
+    affines: Array | None,
+    options: DecodeOptions,
+    isa: str = "auto",
+) -> tuple[Array, Array]:
+    """As `fastpose.ops.decode.decode_reference`; `isa` forces an instruction set."""
+    maps = _stages(heatmaps, options.stages)
+    n, k = maps.shape[1:3]
+    points = np.empty((n, k, options.peaks, 2), np.float32)
+    scores = np.empty((n, k, options.peaks), np.float32)
+    _C.decode(
+        maps,
+        None if flipped is None else _stages(flipped, options.stages),
+        options.partner,
+        options.stages == "mean",
+        options.flip_shift,
+        options.method,
+        options.taps,
+        options.peak_value,
+        None if affines is None else np.ascontiguousarray(as_numpy(affines), np.float64),
+        points,
+        scores,
+        isa,
+    )
+    return like(points, heatmaps), like(scores, heatmaps)
+
+
+def _stages(maps: Array, stages: str) -> np.ndarray:
+    """[(S,) N, K, h, w] -> the stages that count, [S, N, K, h, w], contiguous."""
+    if maps.ndim == 4:
+        maps = maps[None]
+    elif stages == "last":
+        maps = maps[-1:]
+    return np.ascontiguousarray(_memory(maps))
