@@ -1,0 +1,286 @@
+"""Engines: one protocol over every runtime. Importing this loads none of them."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastpose.engines import source
+from fastpose.engines.engine import Engine, Graph, Request
+from fastpose.engines.manifest import Manifest, check_buckets, file_hash, replaced
+from fastpose.errors import BackendError, EngineError
+from fastpose.models import model_spec
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fastpose.models.spec import ModelSpec
+
+__all__ = [
+    "Engine",
+    "Graph",
+    "Manifest",
+    "build_engine",
+    "load_engine",
+    "open_engine",
+    "open_graph",
+]
+
+BUCKETS = (1, 2, 4, 8, 16, 32)
+GRAPH_KINDS = ("openvino", "onnxruntime")  # run ONNX graphs; fastest first
+KINDS = (*GRAPH_KINDS, "torch")
+INSTALL = {
+    "openvino": "the package openvino",
+    "onnxruntime": "the extra fastpose-inference[onnxruntime]",
+    "torch": "the extra fastpose-inference[torch]",
+}
+
+
+def open_graph(
+    path: str | Path,
+    *,
+    kind: str = "auto",
+    device: str = "auto",
+    precision: str = "f32",
+    threads: int | None = None,
+) -> Graph:
+    """Open any ONNX file, such as a detector or somebody else's network.
+
+    Args:
+        path: the file.
+        kind: "openvino", "onnxruntime", or "auto", the first of these that is installed.
+        device: "auto" or the runtime's name of a device.
+        precision: "f32", or another that the runtime lists for the device.
+        threads: of the runtime; None leaves the number to it.
+
+    Raises:
+        BackendError: the runtime, the device or the precision is not there.
+        EngineError: the file is missing or no ONNX graph.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise EngineError(f"{path}: no such file")
+    match _choose(kind, GRAPH_KINDS):
+        case "openvino":
+            from fastpose.engines.openvino import OpenVINOGraph
+
+            return OpenVINOGraph(path, device, precision, threads)
+        case _:
+            from fastpose.engines.onnxruntime import ONNXRuntimeGraph
+
+            return ONNXRuntimeGraph(path, device, precision, threads)
+
+
+def open_engine(
+    model: str | Path = "default",
+    *,
+    kind: str = "auto",
+    device: str = "auto",
+    precision: str = "auto",
+    buckets: Sequence[int] = BUCKETS,
+    threads: int | None = None,
+) -> Engine:
+    """Open a pose network in a runtime.
+
+    Args:
+        model: a registered name, with its trained weights or else with random ones and a
+            UserWarning; or a bundle: its manifest or the runtime's file beside it.
+        kind: "openvino", "onnxruntime", "torch", or "auto": the first of these that is installed,
+            torch for the device "cuda", a bundle's own.
+        device: "auto" (the CPU) or the runtime's name of a device.
+        precision: "f32", "bf16", "f16", or "auto": a low precision where the runtime lists it for
+            the device and the model's card records that it is accurate enough, else "f32".
+        buckets: batch sizes to compile for, each when it is first needed; a bundle has its own.
+        threads: of the runtime; None leaves the number to it.
+
+    Raises:
+        ModelError: no model has that name.
+        BackendError: the runtime, the device or the precision is not there.
+        WeightsError: weights or card are damaged or of another network.
+        EngineError: a bundle is damaged or does not fit this machine; the text names the field.
+        ValueError: `buckets` are not positive whole numbers.
+    """
+    if _names_file(model):
+        return _open_bundle(Path(model), kind, device, precision, threads)
+    spec = model_spec(str(model))
+    kind = _choose(kind, ("torch",) if device.startswith("cuda") else KINDS)
+    if not source.is_trained(spec):
+        _warn_of_random_weights(spec)
+    if kind == "torch":
+        file = source.find_weights(spec)
+        weights_hash = file_hash(file) if file else ""
+    else:
+        file, weights_hash = source.find_graph(spec)
+    request = Request(
+        spec=spec,
+        file=file,
+        weights_hash=weights_hash,
+        device=device,
+        precision=precision,
+        passed=source.passed(spec),
+        buckets=check_buckets(buckets),
+        threads=threads,
+    )
+    return _open(kind, request)
+
+
+def load_engine(path: str | Path, *, device: str = "auto", threads: int | None = None) -> Engine:
+    """Open a bundle that `build_engine` wrote, as it was built.
+
+    Args:
+        path: its manifest, or the runtime's file beside it.
+        device: "auto", the device that it was built for, or the runtime's name of another.
+        threads: of the runtime; None leaves the number to it.
+
+    Raises:
+        BackendError: its runtime, device or precision is not there.
+        EngineError: it is damaged or does not fit this machine; the text names the field.
+    """
+    return _open_bundle(Path(path), "auto", device, "auto", threads)
+
+
+def build_engine(
+    model: str = "default",
+    *,
+    engine: str = "openvino",
+    precision: str = "f32",
+    buckets: Sequence[int] = BUCKETS,
+    weights: str | Path | None = None,
+    out: str | Path,
+) -> Path:
+    """Write a bundle: the runtime's file, then the manifest that makes it one.
+
+    Args:
+        model: a registered name.
+        engine: "openvino" or "onnxruntime"; the runtime's file of both is an ONNX graph.
+        precision: as in `open_engine`.
+        buckets: as in `open_engine`.
+        weights: a weight file; None takes the trained weights, else random ones with a warning.
+        out: the runtime's file, ending in .onnx; the manifest beside it ends in .json.
+
+    Returns:
+        The path of the manifest.
+
+    Raises:
+        ModelError: no model has that name.
+        BackendError: the runtime or the precision is not there.
+        WeightsError: the weights are damaged or of another network.
+        EngineError: the runtime has no file to build, or `out` cannot be written.
+        ValueError: `buckets` are not positive whole numbers.
+    """
+    out = Path(out)
+    if out.suffix != ".onnx":
+        raise EngineError(f"{out}: the file of an engine must end in .onnx")
+    kind = _choose(engine, GRAPH_KINDS)
+    spec = model_spec(model)
+    if weights is None and not source.is_trained(spec):
+        _warn_of_random_weights(spec)
+    graph, weights_hash = source.find_graph(spec, Path(weights) if weights else None)
+    with replaced(out) as temporary:
+        temporary.write_bytes(graph.read_bytes())
+        request = Request(
+            spec=spec,
+            file=temporary,
+            weights_hash=weights_hash,
+            device="auto",
+            precision=precision,
+            passed=frozenset() if weights else source.passed(spec),
+            buckets=check_buckets(buckets),
+            threads=None,
+        )
+        opened = _open(kind, request)
+        opened.close()
+    path = out.with_suffix(".json")
+    replace(opened.manifest, file=out.name).save(path)
+    return path
+
+
+def _open_bundle(path: Path, kind: str, device: str, precision: str, threads: int | None) -> Engine:
+    path = path.with_suffix(".json")
+    manifest = Manifest.load(path)
+    asked = {"kind": kind, "precision": precision}
+    for field, value in asked.items():
+        if value not in ("auto", getattr(manifest, field)):
+            raise EngineError(
+                f"{path}: {field}: the engine has {getattr(manifest, field)}, asked was {value}"
+            )
+    kind = _choose(manifest.kind, GRAPH_KINDS)
+    manifest.check(path, version=import_module(kind).__version__)
+    request = Request(
+        spec=manifest.spec,
+        file=path.parent / manifest.file,
+        weights_hash=manifest.weights_hash,
+        device=manifest.device if device == "auto" else device,
+        precision=manifest.precision,
+        passed=frozenset(),
+        buckets=manifest.buckets,
+        threads=threads,
+    )
+    engine = _open(kind, request)
+    if engine.manifest.precision != manifest.precision:
+        raise EngineError(
+            f"{path}: precision: the engine was built in {manifest.precision}, "
+            f"this machine runs it in {engine.manifest.precision}"
+        )
+    return engine
+
+
+def _names_file(model: str | Path) -> bool:
+    return isinstance(model, Path) or "/" in model or model.endswith((".json", ".onnx"))
+
+
+def _warn_of_random_weights(spec: ModelSpec) -> None:
+    text = f"{spec.name} has no trained weights here: random ones are used"
+    warnings.warn(text, UserWarning, stacklevel=3)
+
+
+def _open(kind: str, request: Request) -> Engine:
+    match kind:
+        case "openvino":
+            from fastpose.engines.openvino import OpenVINOEngine
+
+            return OpenVINOEngine(request)
+        case "onnxruntime":
+            from fastpose.engines.onnxruntime import ONNXRuntimeEngine
+
+            return ONNXRuntimeEngine(request)
+        case _:
+            from fastpose.engines.torch import TorchEngine
+
+            return TorchEngine(request)
+
+
+def _choose(kind: str, kinds: tuple[str, ...]) -> str:
+    """The runtime to use: `kind` if it can be imported, or for "auto" the first that can.
+
+    Raises:
+        BackendError: none can; the text says what to install.
+    """
+    if kind == "auto":
+        usable = next((name for name in kinds if _importable(name)), None)
+        if usable is None:
+            options = " or ".join(INSTALL[name] for name in kinds)
+            raise BackendError(f"no runtime is installed; install {options}")
+        return usable
+    if kind == "tensorrt":
+        missing = "" if find_spec("tensorrt") else "the TensorRT libraries are not installed and "
+        raise BackendError(
+            f"engine 'tensorrt' cannot run: {missing}this release has no TensorRT engine yet"
+        )
+    if kind not in kinds:
+        raise BackendError(f"engine {kind!r} cannot be used here; choose from: {', '.join(kinds)}")
+    if not _importable(kind):
+        raise BackendError(f"engine {kind!r} cannot run; install {INSTALL[kind]}")
+    return kind
+
+
+def _importable(name: str) -> bool:
+    try:
+        import_module(name)
+    except ImportError:
+        return False
+    return True

@@ -1,0 +1,192 @@
+"""From a module to an ONNX graph: batch norm folded, weights in half, nothing of this machine."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from fastpose.engines.manifest import replaced
+from fastpose.errors import BackendError, EngineError
+from fastpose.models import create, final_maps
+from fastpose.models.spec import ModelSpec
+
+OPSET = 18  # the newest that the exporter writes without conversion
+SEED = 0  # of random weights
+LARGEST_HALF = 65504.0
+
+
+def random_network(name: str) -> nn.Module:
+    """The registered network with the same random weights every time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        return create(name)
+
+
+def fold_batch_norm(module: nn.Module, image: Tensor) -> nn.Module:
+    """A copy, in eval mode, whose convolutions have taken in the batch norms behind them.
+
+    A pair is folded where the convolution's result goes to that norm alone and both are used once,
+    in whatever way the module's own code connects them. Other norms stay. Folding must precede
+    any compiler: inductor's freezing of torch 2.13 folds a norm behind a transposed convolution of
+    equal channel counts along the wrong axis.
+
+    Args:
+        module: any that `torch.export` can trace.
+        image: an example input, [N, 3, h, w], on the module's device.
+
+    Raises:
+        EngineError: the module cannot be traced.
+    """
+    folded = copy.deepcopy(module).eval()
+    modules = dict(folded.named_modules())
+    for conv_name, norm_name in list(_foldable(folded, image)):
+        conv, norm = modules[conv_name], modules[norm_name]
+        if isinstance(conv, _ConvNd) and isinstance(norm, _BatchNorm):
+            _fold(conv, norm)
+            _replace(folded, norm, nn.Identity())
+    return folded
+
+
+def export_onnx(module: nn.Module, spec: ModelSpec, path: Path, half: bool = True) -> None:
+    """Write a network as one ONNX file: "image" [N, 3, h, w] -> "heatmaps" [N, K, cells].
+
+    The same module gives the same bytes. N is dynamic: exported at 2, since 1 would be taken for
+    a constant. Only the maps that are decoded are written.
+
+    Args:
+        module: the network, float32, on the CPU.
+        spec: of the network; its `size` becomes fixed.
+        path: the file; its folder exists.
+        half: weights are stored as float16 with a Cast to float32 behind each, which every
+            runtime folds away when it loads; arithmetic stays float32.
+
+    Raises:
+        BackendError: the exporter is not installed.
+        EngineError: the module cannot be traced, or the folder cannot be written.
+    """
+    try:
+        import onnx
+        import onnxscript  # noqa: F401 (the exporter needs it)
+    except ImportError as error:
+        raise BackendError(
+            f"ONNX export needs {error.name}; install the extra: fastpose-inference[torch]"
+        ) from None
+    image = torch.zeros(2, 3, *spec.size)
+    network = _FinalMaps(fold_batch_norm(module, image)).eval()
+    with torch.inference_mode():
+        program = torch.onnx.export(
+            network,
+            (image,),
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            input_names=["image"],
+            output_names=["heatmaps"],
+            opset_version=OPSET,
+            verbose=False,
+        )
+    assert program is not None, "the exporter returns a program when no file is named"
+    model = program.model_proto
+    _strip(model)
+    if half:
+        _store_half(model.graph)
+    onnx.checker.check_model(model)
+    with replaced(path) as temporary:
+        temporary.write_bytes(model.SerializeToString(deterministic=True))
+
+
+class _FinalMaps(nn.Module):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> Tensor:
+        return final_maps(self.network(image))
+
+
+def _foldable(module: nn.Module, image: Tensor) -> Iterator[tuple[str, str]]:
+    """Names of each convolution whose result goes to one batch norm and nowhere else."""
+    try:
+        program = torch.export.export(module, (image,))
+    except Exception as error:  # whatever the module's own code raises while it is traced
+        reason = str(error).partition("\n")[0]
+        raise EngineError(f"{type(module).__name__} cannot be traced: {reason}") from None
+    parameters = program.graph_signature.inputs_to_parameters
+    for node in program.graph.nodes:
+        if not _is(node, "aten::batch_norm"):
+            continue
+        source, scale = node.args[0], node.args[1]
+        if not _is(source, "aten::conv") or len(source.users) != 1 or scale is None:
+            continue
+        weight = source.args[1]
+        if len(weight.users) == 1 and len(scale.users) == 1:
+            names = (parameters[weight.name], parameters[scale.name])
+            yield names[0].rpartition(".")[0], names[1].rpartition(".")[0]
+
+
+def _is(node: torch.fx.Node, operator: str) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.name.startswith(operator)
+
+
+def _fold(conv: _ConvNd, norm: _BatchNorm) -> None:
+    """Scale and shift the convolution's output channels in place, reckoned in float64."""
+    assert norm.running_mean is not None, "batch norm without statistics"
+    assert norm.running_var is not None, "batch norm without statistics"
+    scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+    bias = torch.zeros_like(scale) if conv.bias is None else conv.bias.double()
+    bias = (bias - norm.running_mean.double()) * scale + norm.bias.double()
+    weight = conv.weight.double()
+    if isinstance(conv, _ConvTransposeNd):  # [in, out / groups, ...]; group g makes a run of outs
+        groups = weight.unflatten(0, (conv.groups, -1))
+        factors = scale.reshape(conv.groups, 1, -1, *[1] * len(conv.kernel_size))
+        weight = (groups * factors).flatten(0, 1)
+    else:
+        weight = weight * scale.reshape(-1, 1, *[1] * len(conv.kernel_size))
+    conv.weight = nn.Parameter(weight.detach().to(conv.weight.dtype))
+    conv.bias = nn.Parameter(bias.detach().to(conv.weight.dtype))
+
+
+def _replace(module: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put `new` wherever `old` stands; one module may be known by several names."""
+    for name, found in list(module.named_modules(remove_duplicate=False)):
+        if found is old:
+            parent, _, attribute = name.rpartition(".")
+            setattr(module.get_submodule(parent), attribute, new)
+
+
+def _strip(model: Any) -> None:
+    """Take out the exporter's notes: stack traces, paths of this machine, names of classes."""
+    for part in (model, model.graph, *model.graph.node, *model.graph.input, *model.graph.output):
+        part.ClearField("doc_string")
+        part.ClearField("metadata_props")
+    for tensor in model.graph.initializer:
+        tensor.ClearField("doc_string")
+        tensor.ClearField("metadata_props")
+    model.graph.ClearField("value_info")  # shapes of intermediate results; runtimes infer them
+
+
+def _store_half(graph: Any) -> None:
+    """Store every weight of two axes or more as float16, with a Cast to float32 behind it."""
+    import numpy as np
+    from onnx import TensorProto, helper, numpy_helper
+
+    casts = []
+    for tensor in graph.initializer:
+        if tensor.data_type != TensorProto.FLOAT or len(tensor.dims) < 2:
+            continue
+        values = numpy_helper.to_array(tensor)
+        if np.abs(values).max(initial=0) > LARGEST_HALF:
+            continue
+        name, stored = tensor.name, f"{tensor.name}.half"
+        tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), stored))
+        casts.append(helper.make_node("Cast", [stored], [name], name=f"{name}.cast", to=1))
+    nodes = list(graph.node)
+    del graph.node[:]
+    graph.node.extend([*casts, *nodes])

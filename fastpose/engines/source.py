@@ -1,0 +1,98 @@
+"""Where a network's ONNX graph comes from: `trained/`, or an export kept in the user's cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+from fastpose.engines.manifest import file_hash
+from fastpose.errors import BackendError, EngineError, WeightsError
+from fastpose.models import trained
+from fastpose.models.spec import ModelSpec
+
+
+def is_trained(spec: ModelSpec) -> bool:
+    """The model has a graph or weights in `trained/`."""
+    return bool(trained.graph_path(spec.name) or trained.weights_path(spec.name))
+
+
+def find_weights(spec: ModelSpec) -> Path | None:
+    """The weight file of a registered model; None where it has random weights.
+
+    Raises:
+        WeightsError: the model is trained, but this install carries its graph alone.
+    """
+    weights = trained.weights_path(spec.name)
+    if weights is None and is_trained(spec):
+        raise WeightsError(
+            f"{spec.name}: this install has its graph but not {spec.name}.safetensors, "
+            "which torch needs"
+        )
+    return weights
+
+
+def find_graph(spec: ModelSpec, weights: Path | None = None) -> tuple[Path, str]:
+    """The ONNX graph of a registered model and the hash of the weights in it.
+
+    Args:
+        spec: of the model.
+        weights: a weight file; None takes the trained graph, else the trained weights, else random
+            ones. What has no graph yet is exported once into the user's cache.
+
+    Raises:
+        BackendError: an export is needed and torch is not installed.
+        WeightsError: the weights or the card are damaged or of another network.
+        EngineError: the cache cannot be written.
+    """
+    graph = trained.graph_path(spec.name)
+    if weights is None and graph is not None:
+        return graph, str(trained.card(spec.name).get("weights_sha256", ""))
+    if weights is None:
+        weights = find_weights(spec)
+    weights_hash = file_hash(weights) if weights else ""
+    path = _cache() / f"{spec.name}-{_key(spec, weights_hash)}.onnx"
+    if not path.exists():
+        _export(spec, weights, path)
+    return path, weights_hash
+
+
+def passed(spec: ModelSpec) -> frozenset[str]:
+    """Low precisions that the card of the trained weights records as accurate enough."""
+    if not is_trained(spec):
+        return frozenset()
+    records = trained.card(spec.name).get("low_precision", {})
+    return frozenset(name for name, record in records.items() if record.get("passed") is True)
+
+
+def _export(spec: ModelSpec, weights: Path | None, path: Path) -> None:
+    if find_spec("torch") is None:
+        raise BackendError(
+            f"{spec.name} has no ONNX graph here and making one needs torch; "
+            "install the extra: fastpose-inference[torch]"
+        )
+    from fastpose.engines.build import export_onnx, random_network
+    from fastpose.models import create
+
+    network = random_network(spec.name) if weights is None else create(spec.name, weights=weights)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EngineError(f"{path.parent}: cannot be made: {error.strerror}") from None
+    export_onnx(network, spec, path, half=False)
+
+
+def _cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "fastpose"
+
+
+def _key(spec: ModelSpec, weights_hash: str) -> str:
+    """Hash of all that the graph follows from: spec, weights, the networks' and exporter's code."""
+    folder = Path(str(import_module("fastpose.models").__file__)).parent
+    sources = [*sorted(folder.glob("*.py")), Path(__file__).with_name("build.py")]
+    parts = [json.dumps(spec.to_dict(), sort_keys=True), weights_hash, *map(file_hash, sources)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
