@@ -5,8 +5,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <limits>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "fastpose.h"
 #include "isa.h"
@@ -103,6 +105,42 @@ void decode(const py::array& maps, const std::optional<py::array>& flipped,
   fastpose::decode(job, chosen);
 }
 
+template <class T>
+Array<T> array_of(const std::vector<T>& values) {
+  return Array<T>(static_cast<py::ssize_t>(values.size()), values.data());
+}
+
+py::tuple tuple_of(const fastpose::Kept& kept) {
+  return py::make_tuple(array_of(kept.indices), array_of(kept.scores));
+}
+
+py::tuple suppress_boxes(const Array<double>& boxes, const Array<double>& scores,
+                         const Array<int64_t>& classes, const std::string& method, double iou,
+                         double sigma, double floor) {
+  const fastpose::Suppression rule{fastpose::parse_suppress_method(method), iou, sigma, floor};
+  fastpose::Kept kept;
+  {
+    const py::gil_scoped_release nogil;
+    kept = fastpose::suppress_boxes(boxes.data(), scores.data(), classes.data(), scores.shape(0),
+                                    rule);
+  }
+  return tuple_of(kept);
+}
+
+py::tuple suppress_poses(const Array<double>& keypoints, const Array<double>& scores,
+                         const Array<double>& areas, const Array<double>& sigmas,
+                         const std::string& method, double oks) {
+  const double no_floor = -std::numeric_limits<double>::infinity();
+  const fastpose::Suppression rule{fastpose::parse_suppress_method(method), oks, oks, no_floor};
+  fastpose::Kept kept;
+  {
+    const py::gil_scoped_release nogil;
+    kept = fastpose::suppress_poses(keypoints.data(), scores.data(), areas.data(), sigmas.data(),
+                                    scores.shape(0), sigmas.shape(0), rule);
+  }
+  return tuple_of(kept);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -125,4 +163,11 @@ PYBIND11_MODULE(_C, m) {
         py::arg("partner").noconvert(), py::arg("mean"), py::arg("flip_shift"), py::arg("method"),
         py::arg("taps").noconvert(), py::arg("peak_value"), py::arg("affines").noconvert(),
         py::arg("points").noconvert(), py::arg("scores").noconvert(), py::arg("isa") = "auto");
+
+  m.def("suppress_boxes", &suppress_boxes, py::arg("boxes").noconvert(),
+        py::arg("scores").noconvert(), py::arg("classes").noconvert(), py::arg("method"),
+        py::arg("iou"), py::arg("sigma"), py::arg("floor"));
+  m.def("suppress_poses", &suppress_poses, py::arg("keypoints").noconvert(),
+        py::arg("scores").noconvert(), py::arg("areas").noconvert(), py::arg("sigmas").noconvert(),
+        py::arg("method"), py::arg("oks"));
 }

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "isa.h"
 
@@ -78,5 +79,31 @@ struct DecodeJob {
 };
 
 void decode(const DecodeJob& job, Isa isa);
+
+enum class SuppressMethod { Hard, SoftLinear, SoftGaussian };
+
+// The method of that name in Python. Throws std::invalid_argument for another name.
+SuppressMethod parse_suppress_method(const std::string& name);
+
+struct Suppression {
+  SuppressMethod method;
+  double threshold;  // overlap of two that are one, for Hard and SoftLinear
+  double sigma;      // for SoftGaussian
+  double floor;      // lowest score that is kept
+};
+
+// By falling score.
+struct Kept {
+  std::vector<int64_t> indices;
+  std::vector<float> scores;
+};
+
+// Boxes [n, 4] (x0, y0, x1, y1), scores [n], classes [n].
+Kept suppress_boxes(const double* boxes, const double* scores, const int64_t* classes, int64_t n,
+                    const Suppression& rule);
+
+// Poses [n, joints, 2], scores [n], areas [n], sigmas [joints].
+Kept suppress_poses(const double* keypoints, const double* scores, const double* areas,
+                    const double* sigmas, int64_t n, int64_t joints, const Suppression& rule);
 
 }  // namespace fastpose

@@ -66,3 +66,24 @@ def decode(
     `maps` is float32, float16, or the bits of bfloat16 in 16-bit integers. All arrays are
     C-contiguous.
     """
+
+def suppress_boxes(
+    boxes: npt.NDArray[np.float64],
+    scores: npt.NDArray[np.float64],
+    classes: npt.NDArray[np.int64],
+    method: str,
+    iou: float,
+    sigma: float,
+    floor: float,
+) -> tuple[npt.NDArray[np.int64], Floats]:
+    """[N, 4], [N], [N] -> indices and scores of the boxes that are kept."""
+
+def suppress_poses(
+    keypoints: npt.NDArray[np.float64],
+    scores: npt.NDArray[np.float64],
+    areas: npt.NDArray[np.float64],
+    sigmas: npt.NDArray[np.float64],
+    method: str,
+    oks: float,
+) -> tuple[npt.NDArray[np.int64], Floats]:
+    """[N, K, 2], [N], [N], [K] -> indices and scores of the poses that are kept."""

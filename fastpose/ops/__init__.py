@@ -2,6 +2,7 @@
 
 from fastpose.ops.decode import decode
 from fastpose.ops.render import render
+from fastpose.ops.suppress import suppress_boxes, suppress_poses
 from fastpose.ops.warp import warp
 
-__all__ = ["decode", "render", "warp"]
+__all__ = ["decode", "render", "suppress_boxes", "suppress_poses", "warp"]
