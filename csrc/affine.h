@@ -49,19 +49,30 @@ FASTPOSE_HOST_DEVICE inline bool find_between(double position, int size, Between
   return true;
 }
 
-FASTPOSE_HOST_DEVICE inline float lerp(float a, float b, float t) { return a + t * (b - a); }
+// One interleaved pixel, so that a sample of three channels finds its taps once.
+struct Pixel {
+  float c0, c1, c2;
+};
 
-// One bilinear sample; load(x, y) is called inside the source only, other taps are `border`.
-template <class Load>
-FASTPOSE_HOST_DEVICE inline float bilinear(const Between& x, const Between& y, int width,
-                                           int height, float border, const Load& load) {
-  const bool left = x.low >= 0, right = x.low + 1 < width;
-  const bool above = y.low >= 0, below = y.low + 1 < height;
-  const float a = left && above ? load(x.low, y.low) : border;
-  const float b = right && above ? load(x.low + 1, y.low) : border;
-  const float c = left && below ? load(x.low, y.low + 1) : border;
-  const float d = right && below ? load(x.low + 1, y.low + 1) : border;
-  return lerp(lerp(a, b, x.fraction), lerp(c, d, x.fraction), y.fraction);
+FASTPOSE_HOST_DEVICE inline float lerp(float a, float b, float t) { return a + t * (b - a); }
+FASTPOSE_HOST_DEVICE inline Pixel lerp(Pixel a, Pixel b, float t) {
+  return {lerp(a.c0, b.c0, t), lerp(a.c1, b.c1, t), lerp(a.c2, b.c2, t)};
+}
+
+// One bilinear sample. load(x, y) is called inside the source only, other taps are `border`; a tap
+// of weight zero is not touched, so that it cannot spread an infinity or NaN.
+template <class Value, class Load>
+FASTPOSE_HOST_DEVICE inline Value bilinear(const Between& x, const Between& y, int width,
+                                           int height, Value border, const Load& load) {
+  const auto tap = [&](int column, int row) {
+    return column >= 0 && column < width && row >= 0 && row < height ? load(column, row) : border;
+  };
+  const auto along_x = [&](int row) {
+    const Value left = tap(x.low, row);
+    return x.fraction == 0 ? left : lerp(left, tap(x.low + 1, row), x.fraction);
+  };
+  const Value above = along_x(y.low);
+  return y.fraction == 0 ? above : lerp(above, along_x(y.low + 1), y.fraction);
 }
 
 }  // namespace fastpose

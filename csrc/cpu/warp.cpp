@@ -264,18 +264,20 @@ class ByteWarper {
   }
 
   void put_samples(const Walk& walk, int begin, int end, bool add, float* planes) const {
+    const Pixel border{image_.border, image_.border, image_.border};
+    const auto load = [&](int column, int row) {
+      const uint8_t* pixel = image_.data + row * image_.row_stride + column * kBytes;
+      return Pixel{float(pixel[0]), float(pixel[1]), float(pixel[2])};
+    };
     for (int u = begin; u < end; ++u) {
-      Between x{-2, 0}, y{-2, 0};  // outside, as in put_taps
-      if (!find_between(walk.x + walk.dx * u, image_.width, &x) ||
-          !find_between(walk.y + walk.dy * u, image_.height, &y))
-        x = {-2, 0};
-      for (int c = 0; c < kBytes; ++c) {
-        const auto load = [&](int column, int row) -> float {
-          return image_.data[row * image_.row_stride + column * kBytes + c];
-        };
-        put(planes + c * pitch_ + u,
-            bilinear(x, y, image_.width, image_.height, image_.border, load), add);
-      }
+      Between x, y;
+      Pixel value = border;
+      if (find_between(walk.x + walk.dx * u, image_.width, &x) &&
+          find_between(walk.y + walk.dy * u, image_.height, &y))
+        value = bilinear(x, y, image_.width, image_.height, border, load);
+      put(planes + u, value.c0, add);
+      put(planes + pitch_ + u, value.c1, add);
+      put(planes + 2 * pitch_ + u, value.c2, add);
     }
   }
 
