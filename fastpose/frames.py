@@ -388,10 +388,11 @@ def _silence() -> Iterator[None]:
 
     FFmpeg's level is read from the environment when OpenCV first opens a video, and stays.
     """
-    log = cv2.utils.logging
+    # OpenCV 5 moved the two functions to a module of their own.
+    log: Any = cv2 if hasattr(cv2, "setLogLevel") else cv2.utils.logging
     with _SILENCE:
         level, wanted = log.getLogLevel(), os.environ.get("OPENCV_FFMPEG_LOGLEVEL")
-        log.setLogLevel(log.LOG_LEVEL_SILENT)
+        log.setLogLevel(0)  # silent
         os.environ["OPENCV_FFMPEG_LOGLEVEL"] = wanted or "-8"  # AV_LOG_QUIET
     try:
         yield
