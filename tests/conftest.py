@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import os
 from pathlib import Path
 
 import pytest
 
-
-@functools.cache
-def has_cuda() -> bool:
-    if importlib.util.find_spec("torch") is None:
-        return False
+try:
     import torch
+except ImportError:
+    HAS_CUDA = False
+else:
+    HAS_CUDA = torch.cuda.is_available()
+    torch.set_num_threads(1)  # shapes are small; on a busy machine a barrier costs more than a test
 
-    return bool(torch.cuda.is_available())
-
-
-if not has_cuda():
+if not HAS_CUDA:
     os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported: kernels run on CPU tensors
 
 
@@ -44,7 +41,7 @@ def data_dir(request: pytest.FixtureRequest) -> Path:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     missing = {}
-    if not has_cuda():
+    if not HAS_CUDA:
         missing["gpu"] = "needs a CUDA device"
     if importlib.util.find_spec("tensorrt") is None:
         missing["tensorrt"] = "needs the TensorRT libraries"

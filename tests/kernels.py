@@ -5,23 +5,26 @@ Only a kernel for a device that is not there is skipped, with that reason (`gpu`
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from fastpose import _C
 
-DEVICES = {"cpp": "cpu", "triton": "cpu", "cuda": "cuda"}
-
 
 def kernels(*names: str) -> list:
-    """Parameters (backend, device) for "backend, device"; triton runs on the CPU by interpreter.
+    """Parameters ("backend", "device"): triton on the device or, without one, by its interpreter.
 
-    Triton and CUDA kernels are also listed on the device itself, marked `gpu`.
+    Args:
+        names: "cpp", "triton", "cuda": what the op under test has.
     """
-    params = [pytest.param(name, "cpu", id=name) for name in names if DEVICES[name] == "cpu"]
-    on_gpu = [name for name in names if name != "cpp"]
-    return params + [
-        pytest.param(name, "cuda", id=f"{name}-gpu", marks=pytest.mark.gpu) for name in on_gpu
-    ]
+    params = []
+    for name in names:
+        if name == "cpp" or (name == "triton" and os.environ.get("TRITON_INTERPRET") == "1"):
+            params.append(pytest.param(name, "cpu", id=name))
+        else:
+            params.append(pytest.param(name, "cuda", id=name, marks=pytest.mark.gpu))
+    return params
 
 
 def instruction_sets() -> list[str]:

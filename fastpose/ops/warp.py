@@ -404,7 +404,7 @@ def _check_out(out: Array | None, frames: Array, shape: tuple[int, ...], dtype: 
     if out is None:
         if host and dtype == "bfloat16":
             raise ValueError(
-                'dtype "bfloat16" needs frames that are a torch tensor: numpy has none'
+                'dtype "bfloat16" needs frames that are a torch tensor, got numpy'
             )
         return
     if isinstance(out, np.ndarray) != host or device_kind(out) != device_kind(frames):
