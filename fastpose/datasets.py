@@ -16,6 +16,13 @@ from fastpose.skeleton import LSP14, Skeleton
 
 LSP_TRAIN = 1000  # of the 2000 pictures, the first half
 
+TERMS = {
+    "lsp": "Leeds Sports Pose (Johnson and Everingham, BMVC 2010): photographs from Flickr, for "
+    "research; asks for citation, names no licence.",
+    "lspet": "Leeds Sports Pose Extended (Johnson and Everingham, CVPR 2011): photographs from "
+    "Flickr, for research; asks for citation, names no licence.",
+}
+
 
 @dataclass(frozen=True)
 class Sample:

@@ -62,5 +62,3 @@ def drop_duplicates(people: People) -> People:
 def as_people(boxes: Boxes, points: Floats, scores: Floats, spec: ModelSpec) -> People:
     """Put boxes and their joints together."""
     return People(boxes.boxes, boxes.scores, points, scores, spec.joints)
-
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,7 +13,7 @@ import numpy.typing as npt
 
 from fastpose.detect import BoxesFile, Detector, open_detector
 from fastpose.engines import Engine, open_engine
-from fastpose.frames import as_bgr, open_source, read_ahead
+from fastpose.frames import Source, as_bgr, open_source, read_ahead
 from fastpose.people import drop_duplicates
 from fastpose.pipeline import estimate
 from fastpose.smooth import OneEuro
@@ -95,7 +96,7 @@ class Pose:
 
     def stream(
         self,
-        source: str | int | Path,
+        source: str | int | Path | Source,
         *,
         detect_every: int = 1,
         track: bool = False,
@@ -108,20 +109,26 @@ class Pose:
         A thread reads ahead while this one computes.
 
         Args:
-            source: picture, folder, glob, video, camera index, or URL.
+            source: picture, folder, glob, video, camera index, or URL; or one of
+                `fastpose.frames.open_source`, which stays open.
             detect_every: search for people in every n-th frame; in between, the boxes follow the
                 joints found last.
             track: give each person a number that stays (`People.ids`).
             smooth: "one-euro" filters the joints over time, which implies `track`.
             boxes: boxes of each frame from a file, instead of the detector's.
-            max_frames: stop after as many.
+            max_frames: stop after as many; of an opened source, it decides.
 
         Raises:
             FrameError: the source cannot be read.
             ValueError: an argument is out of range.
         """
-        with open_source(source, max_frames=max_frames) as frames:
-            follower = Follower(self, detect_every=detect_every, track=track, smooth=smooth)
+        follower = Follower(self, detect_every=detect_every, track=track, smooth=smooth)
+        opened = (
+            nullcontext(source)
+            if isinstance(source, Source)
+            else open_source(source, max_frames=max_frames)
+        )
+        with opened as frames:
             for frame in read_ahead(frames):
                 yield frame, follower(frame, boxes)
 
@@ -169,7 +176,9 @@ class Follower:
 
     def _find(self, frame: Frame, boxes: BoxesFile | None) -> People:
         if boxes is not None:
-            return estimate([frame.image], [boxes.boxes_for(frame.index, frame.name)], self._pose.engine)[0]
+            return estimate(
+                [frame.image], [boxes.boxes_for(frame.index, frame.name)], self._pose.engine
+            )[0]
         if self._last is None or self._age >= self._every - 1:
             self._age = 0
             return self._pose(frame.image)

@@ -136,7 +136,8 @@ class People:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, as in the JSON lines: a joint that was not found has null coordinates."""
-        points = np.where(np.isfinite(self.keypoints), self.keypoints.astype(object), None)
+        points = self.keypoints.astype(object)
+        points[~np.isfinite(self.keypoints)] = None
         return {
             "skeleton": self.skeleton.name,
             "people": [

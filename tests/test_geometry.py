@@ -133,9 +133,7 @@ def test_rotation_and_flip_go_by_window():
         np.testing.assert_array_equal(together[i], alone[0])
 
 
-@pytest.mark.parametrize(
-    "box", [[0, 0, 0, 10], [5, 5, 4, 9], [np.nan, 0, 1, 1], [0, 0, np.inf, 1]]
-)
+@pytest.mark.parametrize("box", [[0, 0, 0, 10], [5, 5, 4, 9], [np.nan, 0, 1, 1], [0, 0, np.inf, 1]])
 def test_a_box_without_area_gives_nan(box):
     affines = boxes_to_affines(np.array([[0, 0, 4, 4], box], float), SIZE)
     assert np.isfinite(affines[0]).all()

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Look at everything; 0 when the default model can run here, else 2."""
-    report = {
+    report: dict[str, Any] = {
         "machine": _machine(),
         "kernels": _kernels(),
         "packages": [_package(*row) for row in PACKAGES],
@@ -54,11 +54,13 @@ def _machine() -> dict[str, Any]:
 
 
 def _kernels() -> dict[str, Any]:
+    from fastpose.ops.choose import cpu_kernels
+
     try:
-        core = import_module("fastpose._C")
+        isa, threads = cpu_kernels()
     except ImportError as error:
         return {"works": False, "why": f"the C++ kernels do not load: {error}"}
-    return {"works": True, "isa": core.best_isa(), "threads": core.get_num_threads()}
+    return {"works": True, "isa": isa, "threads": threads}
 
 
 def _package(module: str, extra: str, purpose: str) -> dict[str, Any]:

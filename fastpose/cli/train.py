@@ -49,7 +49,6 @@ def run(args: argparse.Namespace) -> int:
     spec = model_spec(args.model)
     torch = _torch()
     from fastpose.datasets import open_data
-    from fastpose.evaluate import evaluate_model
     from fastpose.train.data import TrainingSet
     from fastpose.train.loop import Recipe, fit
     from fastpose.train.release import release
@@ -81,10 +80,9 @@ def run(args: argparse.Namespace) -> int:
         spec,
         args.out,
         sets=sets,
-        validation=validation,
         recipe=recipe,
         command=shlex.join(["fastpose", *_words()]),
-        evaluate=evaluate_model,
+        validation=validation,
     )
     if args.json:
         print(json.dumps(card))

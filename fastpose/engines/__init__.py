@@ -28,6 +28,7 @@ __all__ = [
     "load_engine",
     "open_engine",
     "open_graph",
+    "open_network",
 ]
 
 BUCKETS = (1, 2, 4, 8, 16, 32)
@@ -126,6 +127,30 @@ def open_engine(
         threads=threads,
     )
     return _open(kind, request)
+
+
+def open_network(
+    path: Path,
+    spec: ModelSpec,
+    *,
+    kind: str = "auto",
+    device: str = "auto",
+    precision: str = "f32",
+    buckets: Sequence[int] = BUCKETS,
+    threads: int | None = None,
+) -> Engine:
+    """Open an ONNX graph that `spec` describes; arguments and errors as in `open_engine`."""
+    request = Request(
+        spec=spec,
+        file=path,
+        weights_hash="",
+        device=device,
+        precision=precision,
+        passed=frozenset(),
+        buckets=check_buckets(buckets),
+        threads=threads,
+    )
+    return _open(_choose(kind, GRAPH_KINDS), request)
 
 
 def load_engine(path: str | Path, *, device: str = "auto", threads: int | None = None) -> Engine:

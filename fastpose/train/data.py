@@ -7,12 +7,11 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
 from fastpose.crop import Augmentation, Window, augment_boxes, crop_affines
-from fastpose.datasets import PoseData, Sample
+from fastpose.datasets import PoseData, read_image
 from fastpose.errors import DataError
 from fastpose.geometry import apply, invert, points_to_boxes
 
@@ -49,7 +48,7 @@ class TrainingSet:
         self.samples = [s for d in sets for s in d.samples if s.labelled.sum() >= MIN_LABELLED]
         if not self.samples:
             raise DataError(f"no sample has {MIN_LABELLED} labelled joints")
-        self.images = [_read(s) for s in self.samples]
+        self.images = [read_image(s.image) for s in self.samples]
         lower = [any(w in j for w in ("hip", "knee", "ankle")) for j in self.skeleton.joints]
         self.halves = np.array([lower, np.logical_not(lower)])
 
@@ -123,7 +122,8 @@ def batches(
     def offer(item: Batch | BaseException | None) -> None:
         while not stop.is_set():
             try:
-                return ready.put(item, timeout=0.1)
+                ready.put(item, timeout=0.1)
+                return
             except queue.Full:
                 continue
 
@@ -147,13 +147,6 @@ def batches(
     finally:
         stop.set()
         thread.join()
-
-
-def _read(sample: Sample) -> npt.NDArray[np.uint8]:
-    image = cv2.imread(str(sample.image), cv2.IMREAD_COLOR)
-    if image is None:
-        raise DataError(f"{sample.image}: not a readable picture")
-    return image
 
 
 def _recolour(

@@ -180,10 +180,9 @@ class _Run:
             mean_loss(maps, target, weights) for maps, target in zip(coarse, targets, strict=True)
         )
 
-    @torch.no_grad()
     def _update_average(self) -> None:
         keep = min(self.recipe.ema, (1 + self.done) / (10 + self.done))
-        current = self.network.state_dict()
+        current = self.network.state_dict()  # detached, as are the averages
         for name, value in self.average.state_dict().items():
             if value.dtype.is_floating_point:
                 value.lerp_(current[name], 1 - keep)

@@ -6,12 +6,17 @@ import torch
 from torch import Tensor
 
 from fastpose import ops
+from fastpose.errors import ModelError
 from fastpose.geometry import grid, invert
 from fastpose.models.spec import ModelSpec
 
 # Widths of the four levels' Gaussians, coarse level first, in units of the refined maps' width:
 # the ratio of the automatic sigmas of kernels 15, 11, 9 and 7, as the released CPN code pairs them.
 LEVELS = (2.6 / 1.4, 2.0 / 1.4, 1.7 / 1.4, 1.0)
+
+# The released CPN's own widths by size of the maps: automatic sigmas of kernels 15, 11, 9 and 7,
+# and of 23, 17, 13 and 9.
+MEGVII_SIGMAS = {(64, 48): (2.6, 2.0, 1.7, 1.4), (96, 72): (3.8, 2.9, 2.3, 1.7)}
 
 
 def cascade_targets(
@@ -32,10 +37,7 @@ def cascade_targets(
         four maps [N, K, h / stride, w / stride], coarse level first, and weights [N, K].
     """
     cells = size[0] // spec.stride, size[1] // spec.stride
-    affine = torch.from_numpy(invert(grid(spec.convention, size, cells))).to(joints)
-    points = joints @ affine[:, :2].T + affine[:, 2]
-    limit = torch.tensor([cells[1], cells[0]]).to(points)
-    inside = ((points >= -0.5) & (points < limit - 0.5)).all(dim=-1).to(points)
+    points, inside = _to_cells(joints, spec, size, cells)
     sigma = spec.sigma * size[0] / spec.size[0]
     maps = [
         ops.render(
@@ -44,3 +46,60 @@ def cascade_targets(
         for level in LEVELS
     ]
     return maps, labelled
+
+
+def megvii_targets(
+    joints: Tensor, visibility: Tensor, spec: ModelSpec
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Targets of the published CPN, as its releases drew them.
+
+    GlobalNet learns visible joints only: one that is hidden (v = 1) has an empty map there, just
+    as one without a label or outside the window, and the empty map counts. RefineNet learns
+    visible and hidden joints; the others have no weight.
+
+    Args:
+        joints: [N, K, 2] (x, y) in window pixels.
+        visibility: [N, K], COCO's v: 0 without a label, 1 hidden, 2 visible.
+        spec: a CPN of the registry. In style "torch" the coarse level has the widest Gaussian; in
+            "tf" the fine level has, a slip that its authors kept for their weights' sake.
+
+    Returns:
+        four maps [N, K, h, w] for GlobalNet, that of C5 first; the map for RefineNet, with the
+        narrowest Gaussian; weights [N, K] of RefineNet's joints. A peak is `spec.peak_value`.
+
+    Raises:
+        ModelError: no kernels were published for maps of this size.
+    """
+    if spec.cells not in MEGVII_SIGMAS:
+        known = " and ".join(f"{h}x{w}" for h, w in MEGVII_SIGMAS)
+        raise ModelError(
+            f"{spec.name}: kernels are published for maps of {known} cells, "
+            f"not of {spec.cells[0]}x{spec.cells[1]}"
+        )
+    points, inside = _to_cells(joints, spec, spec.size, spec.cells)
+    visibility = visibility * inside
+    sigmas = MEGVII_SIGMAS[spec.cells]
+
+    def draw(least: int, sigma: float) -> Tensor:
+        return ops.render(
+            points,
+            visibility >= least,
+            spec.cells,
+            sigma=sigma,
+            style="megvii",
+            peak_value=spec.peak_value,
+        )
+
+    ordered = sigmas[::-1] if spec.kwargs["style"] == "tf" else sigmas
+    weights = (visibility > 0).to(points)
+    return [draw(2, sigma) for sigma in ordered], draw(1, sigmas[-1]), weights
+
+
+def _to_cells(
+    joints: Tensor, spec: ModelSpec, size: tuple[int, int], cells: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Window pixels [N, K, 2] -> cells, and [N, K] 1 where the cell is in the map, else 0."""
+    affine = torch.from_numpy(invert(grid(spec.convention, size, cells))).to(joints)
+    points = joints @ affine[:, :2].T + affine[:, 2]
+    limit = torch.tensor([cells[1], cells[0]]).to(points)
+    return points, ((points >= -0.5) & (points < limit - 0.5)).all(dim=-1).to(points)

@@ -162,9 +162,7 @@ def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(tmp_path):
     with pytest.raises(CutError):
         fit(SPEC, data, recipe(), tmp_path / "cut", report=cut)
     resumed = fit(SPEC, data, recipe(), tmp_path / "cut")
-    for (name, a), b in zip(
-        whole.state_dict().items(), resumed.state_dict().values(), strict=True
-    ):
+    for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0, msg=name)
     lines = (tmp_path / "cut" / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2]

@@ -1,0 +1,139 @@
+"""From a trained network to what is published: weights, graph, and a card that tells all."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from fastpose import __version__
+from fastpose.crop import crop_people
+from fastpose.datasets import TERMS, PoseData, read_image
+from fastpose.engines import Engine, open_network
+from fastpose.engines.build import export_onnx
+from fastpose.engines.manifest import file_hash
+from fastpose.engines.verify import measure_shift
+from fastpose.errors import BackendError
+from fastpose.evaluate import evaluate_model
+from fastpose.geometry import frame_box
+from fastpose.models import create
+from fastpose.models.spec import ModelSpec
+from fastpose.models.weights import save_weights
+from fastpose.train.loop import Recipe
+
+KINDS = ("openvino", "onnxruntime")
+LOW = "bf16"
+
+
+def release(
+    network: nn.Module,
+    spec: ModelSpec,
+    folder: Path,
+    *,
+    sets: Sequence[PoseData],
+    recipe: Recipe,
+    command: str,
+    validation: PoseData | None = None,
+) -> dict[str, Any]:
+    """Write `<name>.safetensors`, `<name>.onnx` and the card `<name>.json` into `folder`.
+
+    What is measured is what was written: the weights are read back, rounded as they are kept.
+
+    Args:
+        network: the trained network, on the CPU.
+        spec: of it.
+        folder: exists.
+        sets: what it was trained on.
+        recipe: how.
+        command: that repeats it.
+        validation: what it is measured on, with every runtime that is installed; None leaves the
+            card without accuracy, and low precisions without a pass.
+
+    Returns:
+        The card.
+    """
+    weights, graph = folder / f"{spec.name}.safetensors", folder / f"{spec.name}.onnx"
+    save_weights(network.state_dict(), weights)
+    export_onnx(create(spec.name, weights), spec, graph)
+    card: dict[str, Any] = {
+        "name": spec.name,
+        "spec": spec.to_dict(),
+        "data": [{"kind": s.name, "samples": len(s), "terms": TERMS[s.name]} for s in sets],
+        "terms": "trained on research data: "
+        + " ".join(dict.fromkeys(TERMS[s.name] for s in sets)),
+        "recipe": asdict(recipe),
+        "command": command,
+        "version": __version__,
+        "commit": _commit(),
+        "weights_sha256": file_hash(weights),
+        "graph_sha256": file_hash(graph),
+    }
+    if validation is not None:
+        card |= _measure(graph, spec, validation)
+    path = folder / f"{spec.name}.json"
+    path.write_text(json.dumps(card, indent=1) + "\n")
+    return card
+
+
+def _measure(graph: Path, spec: ModelSpec, data: PoseData) -> dict[str, Any]:
+    """Accuracy of every engine that runs here, and how far bf16 moves the joints."""
+    figures: dict[str, Any] = {}
+    low: dict[str, Any] = {}
+    reference = open_network(graph, spec, kind="openvino", precision="f32")
+    for kind, precision in ((k, p) for k in KINDS for p in ("f32", LOW)):
+        try:
+            engine = open_network(graph, spec, kind=kind, precision=precision)
+        except BackendError:
+            continue  # this machine or this runtime does not compute in it
+        report = evaluate_model(engine, data)
+        figures[f"{kind} {precision}"] = report.to_dict()
+        if precision == LOW:
+            name = next(iter(report.metrics))
+            loss = figures[f"{kind} f32"][name] - report.metrics[name]
+            low[precision] = {"engine": kind, "loss": round(loss, 3)}
+            low[precision] |= _compare(reference, engine, data, loss)
+    first = figures["openvino f32"]
+    return {
+        "accuracy": {k: v for k, v in first.items() if k != "per_joint"},
+        "measured_on": {"kind": data.name, "images": len(data), "flip": False},
+        "engines": figures,
+        "low_precision": low,
+    }
+
+
+def _compare(reference: Engine, engine: Engine, data: PoseData, loss: float) -> dict[str, Any]:
+    try:
+        shift = measure_shift(reference, engine, _windows(data, engine.manifest.spec))
+    except ValueError as error:  # barely trained: no joint scores enough to be compared
+        return {"passed": False, "why": str(error)}
+    return {"passed": shift.passes(LOW, loss), "shift": shift.to_dict()}
+
+
+def _windows(data: PoseData, spec: ModelSpec) -> Iterator[npt.NDArray[np.float32]]:
+    """The data set's pictures as windows, each whole picture as one person."""
+    for sample in data.samples:
+        image = read_image(sample.image)
+        window = replace(spec.window, padding=1.0)
+        batch, _ = crop_people(image, frame_box(*image.shape[:2]), window)
+        yield batch
+
+
+def _commit() -> str | None:
+    """Of the checkout this code runs from; None outside one."""
+    try:
+        return subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
