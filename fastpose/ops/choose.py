@@ -75,3 +75,14 @@ def _interpreted() -> bool:
 
 def _has(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
+
+
+def cpu_kernels() -> tuple[str, int]:
+    """The instruction set that the C++ kernels chose, and the threads of their pool.
+
+    Raises:
+        ImportError: they were not built for this Python.
+    """
+    from fastpose import _C
+
+    return _C.best_isa(), _C.get_num_threads()
