@@ -1,0 +1,44 @@
+"""A window on the screen (extra `gui`)."""
+
+from __future__ import annotations
+
+import cv2
+
+from fastpose.errors import BackendError
+from fastpose.sinks.files import Sink
+from fastpose.sinks.overlay import draw
+from fastpose.types import Frame, People
+
+
+class WindowSink(Sink):
+    """Shows each frame with the people drawn; q or Escape ends the run as Ctrl-C does.
+
+    Args:
+        title: of the window.
+        min_score: joints below are not drawn.
+
+    Raises:
+        BackendError: this OpenCV, or this machine, has no windows.
+    """
+
+    def __init__(self, title: str, *, min_score: float = 0.3) -> None:
+        super().__init__()
+        self._title, self._min_score = title, min_score
+        try:
+            cv2.namedWindow(title, cv2.WINDOW_NORMAL)
+        except cv2.error:
+            raise BackendError(
+                "showing a window needs a screen and an OpenCV with windows: install "
+                "fastpose-inference[gui] in place of opencv-python-headless"
+            ) from None
+
+    def _write(self, frame: Frame, people: People) -> None:
+        cv2.imshow(self._title, draw(frame.image, people, min_score=self._min_score))
+        if cv2.waitKey(1) & 0xFF in (ord("q"), 27):
+            raise KeyboardInterrupt
+
+    def _finish(self) -> None:
+        cv2.destroyWindow(self._title)
+
+    def _discard(self) -> None:
+        self._finish()
