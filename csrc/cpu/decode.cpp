@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -34,22 +35,25 @@ const DecodeLoops& loops_of(Isa isa) {
   return decode_scalar;
 }
 
-// The memory behind a DecodeRoom.
+// The memory behind a DecodeRoom. Not set to anything: every cell is written before it is read.
 class Memory {
  public:
   explicit Memory(const DecodeJob& job) {
-    const size_t cells = size_t(job.h) * job.w, stride = patch_stride(job.radius);
-    const size_t patch = std::max(patch_rows(job.radius) * stride, size_t(job.w));
-    floats_.resize(3 * cells);
-    doubles_.resize(cells + patch + kSide * stride);
-    room_ = {floats_.data(),  floats_.data() + cells,  floats_.data() + 2 * cells,
-             doubles_.data(), doubles_.data() + cells, doubles_.data() + cells + patch};
+    const int64_t cells = int64_t{job.h} * job.w;
+    // A window may be wider than a small map.
+    const int64_t height = std::max(job.h, kSide);
+    const int64_t stride = patch_stride(std::max(job.w, kSide), job.radius);
+    const int64_t patch = (height + 2 * job.radius) * stride;
+    floats_.reset(new float[3 * cells]);
+    doubles_.reset(new double[patch + height * stride]);
+    room_ = {floats_.get(), floats_.get() + cells, floats_.get() + 2 * cells, doubles_.get(),
+             doubles_.get() + patch};
   }
   const DecodeRoom& room() const { return room_; }
 
  private:
-  std::vector<float> floats_;
-  std::vector<double> doubles_;
+  std::unique_ptr<float[]> floats_;
+  std::unique_ptr<double[]> doubles_;
   DecodeRoom room_;
 };
 
@@ -63,6 +67,27 @@ struct Map {
 
   double at(int x, int y) const { return clean(cells[int64_t{y} * job.w + x]); }
 };
+
+void blur_window(const Map& map, int x, int y, Border border, Window& window) {
+  map.loops.blur(map.job, map.cells, {x - kReach, y - kReach, kSide, kSide}, border, map.room,
+                 window[0]);
+}
+
+// Into room.blurred, zeros outside, rounded to float. Returns the maximum before rounding.
+double blur_map(const Map& map) {
+  const int h = map.job.h, w = map.job.w;
+  map.loops.blur(map.job, map.cells, {0, 0, w, h}, Border::Zero, map.room, map.room.patch);
+  double best = -std::numeric_limits<double>::infinity();
+  for (int y = 0; y < h; ++y) {
+    const double* row = map.room.patch + int64_t{y} * whole_blocks(w);
+    float* out = map.room.blurred + int64_t{y} * w;
+    for (int x = 0; x < w; ++x) {
+      out[x] = static_cast<float>(row[x]);
+      best = std::max(best, row[x]);
+    }
+  }
+  return best;
+}
 
 // -Hessian^-1 gradient; no step where that is not finite or the Hessian is only rounding.
 Point newton(double gx, double gy, double xx, double xy, double yy) {
@@ -121,14 +146,14 @@ double restoring_factor(const Map& map, const Window& window) {
     for (int dx = -kReach; dx <= kReach; ++dx)
       lowest = std::min(lowest, window[dy + kReach][dx + kReach]);
   if (lowest / map.job.peak_value > kLogFloor) return 1.0;
-  const double blurred = map.loops.blur_map(map.job, map.cells, map.room);
+  const double blurred = blur_map(map);
   return blurred > 0.0 ? map.highest / blurred : 1.0;
 }
 
 Point refine_dark(const Map& map, int x, int y) {
   if (!has_second_neighbours(map.job, x, y)) return {double(x), double(y)};
   Window window;
-  map.loops.blur_window(map.job, map.cells, x, y, Border::Zero, map.room, window);
+  blur_window(map, x, y, Border::Zero, window);
   const double scale = restoring_factor(map, window) / map.job.peak_value;
   const Point step = taylor_step([&](int dx, int dy) {
     return std::log(std::max(window[dy + kReach][dx + kReach] * scale, kLogFloor));
@@ -138,7 +163,7 @@ Point refine_dark(const Map& map, int x, int y) {
 
 Point refine_udp(const Map& map, int x, int y) {
   Window window;
-  map.loops.blur_window(map.job, map.cells, x, y, Border::Mirror, map.room, window);
+  blur_window(map, x, y, Border::Mirror, window);
   const auto at = [&](int dx, int dy) {  // outside the map: the nearest cell
     dx = std::clamp(dx, -x, map.job.w - 1 - x);
     dy = std::clamp(dy, -y, map.job.h - 1 - y);
@@ -235,7 +260,7 @@ void choose_cells(const Map& map, int64_t highest, std::vector<int64_t>& found) 
   if (!(map.highest > 0.0) || !std::isfinite(map.highest)) return;
   if (map.job.peaks > 1) return find_peaks(map, found);
   if (map.job.method == DecodeMethod::Cpn) {
-    map.loops.blur_map(map.job, map.cells, map.room);
+    blur_map(map);
     highest = map.loops.find_peak(map.room.blurred, int64_t{map.job.h} * map.job.w).index;
     if (!(clean(map.cells[highest]) > 0.0f)) return;
   }

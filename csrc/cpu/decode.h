@@ -12,25 +12,31 @@ struct Peak {
   int64_t index;  // the first cell of that value, in row order
 };
 
+// Sums run over blocks of this many neighbours; rows are padded to whole blocks.
+constexpr int kLanes = 8;
+constexpr int whole_blocks(int cells) { return (cells + kLanes - 1) / kLanes * kLanes; }
+
+// Cells to blur, and the row length of what the blur of such a region reads.
+struct Region {
+  int left, top, width, height;
+};
+constexpr int patch_stride(int width, int radius) {
+  return whole_blocks(whole_blocks(width) + 2 * radius);
+}
+
 // Room for the intermediate values of one map, made once per thread and call.
 struct DecodeRoom {
-  float* map;         // [h * w]: stages and mirrored maps merged
-  float* mirrored;    // [h * w]
-  float* blurred;     // [h * w], where the method blurs whole maps
-  double* columns;    // [h * w], the same
-  double* patch;      // [patch_rows * patch_stride], the neighbourhood of a peak
-  double* half_done;  // [window side * patch_stride]
+  float* map;       // [h * w]: stages and mirrored maps merged
+  float* mirrored;  // [h * w]
+  float* blurred;   // [h * w]
+  double* patch;    // a region with its surroundings, then the region blurred
+  double* columns;  // the region blurred along columns
 };
 
-// A square of blurred cells round a peak: value (dx, dy) at [dy + kReach][dx + kReach].
+// Blurred cells round a peak: value (dx, dy) at [dy + kReach][dx + kReach].
 constexpr int kReach = 2;
 constexpr int kSide = 2 * kReach + 1;
-using Window = double[kSide][kSide];
-
-constexpr int kLanes = 8;
-constexpr int patch_rows(int radius) { return 2 * radius + kSide; }
-// Rows are read in blocks of kLanes, the last of them from column 2 * radius on.
-constexpr int patch_stride(int radius) { return (2 * radius + 2 * kLanes - 1) / kLanes * kLanes; }
+using Window = double[kSide][whole_blocks(kSide)];
 
 enum class Border { Zero, Mirror };
 
@@ -39,10 +45,9 @@ struct DecodeLoops {
   // to merge, else to room.map.
   const float* (*merge)(const DecodeJob& job, int64_t index, const DecodeRoom& room);
   Peak (*find_peak)(const float* map, int64_t cells);
-  void (*blur_window)(const DecodeJob& job, const float* map, int x, int y, Border border,
-                      const DecodeRoom& room, Window& window);
-  // Zeros outside; rounded to float, into room.blurred. Returns the maximum before rounding.
-  double (*blur_map)(const DecodeJob& job, const float* map, const DecodeRoom& room);
+  // Into `out`, [region.height][whole_blocks(region.width)], which may be room.patch.
+  void (*blur)(const DecodeJob& job, const float* map, const Region& region, Border border,
+               const DecodeRoom& room, double* out);
 };
 
 extern const DecodeLoops decode_scalar;

@@ -104,88 +104,57 @@ inline int mirror(int i, int size) {
   return i;
 }
 
-// The cells round (x, y) that the window's blur reads, as [patch_rows][patch_stride].
-void fill_patch(const DecodeJob& job, const float* map, int x, int y, Border border,
+// The region and `radius` cells round it into room.patch.
+void fill_patch(const DecodeJob& job, const float* map, const Region& region, Border border,
                 double* __restrict__ patch) {
-  const int reach = job.radius + kReach, rows = patch_rows(job.radius);
-  const int stride = patch_stride(job.radius), h = job.h, w = job.w;
-  const int left = x - reach, right = left + rows;
+  const int h = job.h, w = job.w, left = region.left - job.radius;
+  const int rows = region.height + 2 * job.radius, columns = region.width + 2 * job.radius;
+  const int stride = patch_stride(region.width, job.radius);
   for (int i = 0; i < rows; ++i, patch += stride) {
-    int row = y - reach + i;
+    int row = region.top - job.radius + i;
     const bool outside = row < 0 || row >= h;
-    if (outside && border == Border::Zero) {
-      for (int j = 0; j < stride; ++j) patch[j] = 0.0;
-      continue;
-    }
+    for (int j = outside && border == Border::Zero ? 0 : columns; j < stride; ++j) patch[j] = 0.0;
+    if (outside && border == Border::Zero) continue;
     if (outside) row = mirror(row, h);
     const float* source = map + int64_t{row} * w;
-    if (left >= 0 && right <= w) {
-      for (int j = 0; j < rows; ++j) patch[j] = clean(source[left + j]);
-    } else if (border == Border::Zero) {
-      for (int j = 0; j < rows; ++j) {
-        const int column = left + j;
-        patch[j] = column >= 0 && column < w ? clean(source[column]) : 0.0f;
-      }
-    } else {
-      for (int j = 0; j < rows; ++j) patch[j] = clean(source[mirror(left + j, w)]);
-    }
-    for (int j = rows; j < stride; ++j) patch[j] = 0.0;
+    const int begin = left < 0 ? -left : 0, end = left + columns > w ? w - left : columns;
+    for (int j = begin; j < end; ++j) patch[j] = clean(source[left + j]);
+    for (int j = 0; j < begin; ++j)
+      patch[j] = border == Border::Zero ? 0.0f : clean(source[mirror(left + j, w)]);
+    for (int j = end; j < columns; ++j)
+      patch[j] = border == Border::Zero ? 0.0f : clean(source[mirror(left + j, w)]);
   }
 }
 
-// lanes[l] = sum over t of taps[t] * in[t * step + l].
-inline void weigh(const double* taps, int count, const double* in, int step,
-                  double* __restrict__ lanes) {
-  double sums[kLanes] = {};
-  for (int t = 0; t < count; ++t)
-    for (int l = 0; l < kLanes; ++l) sums[l] += taps[t] * in[int64_t{t} * step + l];
-  for (int l = 0; l < kLanes; ++l) lanes[l] = sums[l];
+// Neighbours side by side in registers, whatever their width: as a plain loop gcc 12 interleaves
+// the taps instead, at ten times the cost.
+typedef double Block __attribute__((vector_size(kLanes * sizeof(double))));
+
+// out[l] = sum over t of taps[t] * in[t * step + l], for one block.
+inline void weigh(const double* taps, int count, const double* in, int64_t step, double* out) {
+  Block sums = {}, values;
+  for (int t = 0; t < count; ++t, in += step) {
+    std::memcpy(&values, in, sizeof values);
+    sums += taps[t] * values;
+  }
+  std::memcpy(out, &sums, sizeof sums);
 }
 
-void blur_window(const DecodeJob& job, const float* map, int x, int y, Border border,
-                 const DecodeRoom& room, Window& window) {
-  fill_patch(job, map, x, y, border, room.patch);
-  const int stride = patch_stride(job.radius), count = 2 * job.radius + 1;
-  for (int i = 0; i < kSide; ++i) {
-    double* row = room.half_done + int64_t{i} * stride;
-    for (int j = 0; j < stride; j += kLanes)
-      weigh(job.taps, count, room.patch + int64_t{i} * stride + j, stride, row + j);
-    double lanes[kLanes];
-    weigh(job.taps, count, row, 1, lanes);
-    for (int j = 0; j < kSide; ++j) window[i][j] = lanes[j];
+void blur(const DecodeJob& job, const float* map, const Region& region, Border border,
+          const DecodeRoom& room, double* out) {
+  fill_patch(job, map, region, border, room.patch);
+  const int count = 2 * job.radius + 1, used = whole_blocks(region.width + 2 * job.radius);
+  const int64_t stride = patch_stride(region.width, job.radius);
+  for (int i = 0; i < region.height; ++i) {
+    double* row = room.columns + i * stride;
+    for (int j = 0; j < used; j += kLanes)
+      weigh(job.taps, count, room.patch + i * stride + j, stride, row + j);
+    for (int64_t j = used; j < stride; ++j) row[j] = 0.0;
   }
-}
-
-double blur_map(const DecodeJob& job, const float* map, const DecodeRoom& room) {
-  const int h = job.h, w = job.w, radius = job.radius;
-  // Columns first: every sum runs along whole rows.
-  for (int y = 0; y < h; ++y) {
-    double* __restrict__ sums = room.columns + int64_t{y} * w;
-    for (int x = 0; x < w; ++x) sums[x] = 0.0;
-    for (int t = -radius; t <= radius; ++t) {
-      if (y + t < 0 || y + t >= h) continue;
-      const double tap = job.taps[t + radius];
-      const float* __restrict__ source = map + int64_t{y + t} * w;
-      for (int x = 0; x < w; ++x) sums[x] += tap * clean(source[x]);
-    }
-  }
-  double best = -__builtin_inf();
-  for (int y = 0; y < h; ++y) {
-    const double* __restrict__ source = room.columns + int64_t{y} * w;
-    double* __restrict__ sums = room.patch;  // at least w, see DecodeRoom
-    for (int x = 0; x < w; ++x) sums[x] = 0.0;
-    for (int t = -radius; t <= radius; ++t) {
-      const double tap = job.taps[t + radius];
-      const int begin = t < 0 ? -t : 0, end = t > 0 ? w - t : w;
-      for (int x = begin; x < end; ++x) sums[x] += tap * source[x + t];
-    }
-    float* __restrict__ out = room.blurred + int64_t{y} * w;
-    for (int x = 0; x < w; ++x) {
-      out[x] = static_cast<float>(sums[x]);
-      best = sums[x] > best ? sums[x] : best;
-    }
-  }
-  return best;
+  const int blocks = whole_blocks(region.width);
+  for (int i = 0; i < region.height; ++i)
+    for (int j = 0; j < blocks; j += kLanes)
+      weigh(job.taps, count, room.columns + i * stride + j, 1, out + int64_t{i} * blocks + j);
 }
 
 }  // namespace

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -380,7 +380,12 @@ def _like(result: npt.NDArray, array: Array) -> Array:
 
 
 def _type_name(array: Array) -> str:
-    return str(array.dtype).removeprefix("torch.")
+    return _dtype_name(array.dtype)
+
+
+@functools.cache  # numpy takes several microseconds for it
+def _dtype_name(dtype: Hashable) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _partners(pairs: Sequence[tuple[int, int]], joints: int) -> npt.NDArray[np.int32]:

@@ -1,0 +1,128 @@
+"""`ops.decode` on one thread, interleaved with what this environment has of its peers.
+
+    python benchmarks/ops/bench_decode.py
+
+The peers are rtmlib's `post_dark_udp`, where rtmlib is installed, and argmax + quarter as
+vectorised torch, where torch is. Each answer is compared before it is timed. Times are medians of
+the processor time of the one thread, of functions called by turns: a busy machine adds least to
+those.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from fastpose.ops import cpp, decode
+
+PEOPLE, JOINTS, SIZE = (1, 8, 32), 17, (64, 48)
+ROUNDS = 40
+
+
+def interleave(*functions: Callable[[], object]) -> list[float]:
+    """Median processor microseconds of each function, called by turns."""
+    times: list[list[float]] = [[] for _ in functions]
+    for _ in range(ROUNDS):
+        for function, own in zip(functions, times, strict=True):
+            begin = time.thread_time()
+            function()
+            own.append(1e6 * (time.thread_time() - begin))
+    return [statistics.median(own) for own in times]
+
+
+def heatmaps(people: int) -> np.ndarray:
+    """Gaussians anywhere in the map, its border included, on a little noise."""
+    random = np.random.default_rng(people)
+    y, x = np.mgrid[: SIZE[0], : SIZE[1]]
+    centres = random.uniform((0, 0), SIZE[::-1], (people, JOINTS, 2))[..., None, None]
+    square = (x - centres[:, :, 0]) ** 2 + (y - centres[:, :, 1]) ** 2
+    noise = 0.05 * random.random((people, JOINTS, *SIZE))
+    return (np.exp(-square / 8) + noise).astype(np.float32)
+
+
+def against_rtmlib() -> None:
+    import cv2
+    from rtmlib.tools.pose_estimation.post_processings import post_dark_udp
+
+    cv2.setNumThreads(1)
+
+    def peer(maps: np.ndarray) -> np.ndarray:
+        # What rtmlib does before it refines: the first maximum of every map, -1 where it is not
+        # above 0. The refinement writes into the maps, so it gets a copy.
+        flat = maps.reshape(*maps.shape[:2], -1)
+        index, score = flat.argmax(-1), flat.max(-1)
+        points = np.stack((index % SIZE[1], index // SIZE[1]), axis=-1).astype(np.float32)
+        return post_dark_udp(np.where(score[..., None] > 0, points, -1), maps, kernel=11)
+
+    for people in PEOPLE:
+        maps = heatmaps(people)
+        copies = [maps.copy() for _ in range(ROUNDS)]
+        worst = np.abs(decode(maps, method="udp")[0] - peer(maps.copy())).max()
+        assert worst < 0.01, f"{worst} cells from rtmlib"
+        theirs, ours = interleave(
+            lambda copies=copies: peer(copies.pop()),
+            lambda maps=maps: decode(maps, method="udp"),
+        )
+        report(f"udp, rtmlib, {people} people (within {worst:.0e} cells)", theirs, ours)
+
+
+def against_torch() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    h, w = SIZE
+
+    def peer(maps: torch.Tensor) -> torch.Tensor:
+        flat = maps.flatten(2)
+        _, peak = flat.max(dim=-1)
+        x, y = peak % w, peak // w
+
+        def shift(place: torch.Tensor, size: int, step: int) -> torch.Tensor:
+            inside = (place > 0) & (place < size - 1)
+            centre = torch.where(inside, peak, w + 1)[..., None]
+            slope = flat.gather(-1, centre + step) - flat.gather(-1, centre - step)
+            return 0.25 * torch.sign(slope)[..., 0] * inside
+
+        return torch.stack((x + shift(x, w, 1), y + shift(y, h, w)), dim=-1)
+
+    for people in PEOPLE:
+        maps = torch.from_numpy(heatmaps(people))
+        assert torch.equal(decode(maps, method="quarter")[0], peer(maps))
+        theirs, ours = interleave(
+            lambda maps=maps: peer(maps), lambda maps=maps: decode(maps, method="quarter")
+        )
+        report(f"quarter, torch, {people} people", theirs, ours)
+
+
+def against_reference() -> None:
+    maps = heatmaps(8)
+    for method in ("argmax", "quarter", "parabola", "taylor", "dark", "udp", "soft", "cpn"):
+        theirs, ours = interleave(
+            lambda method=method: decode(maps, method=method, backend="reference"),
+            lambda method=method: decode(maps, method=method),
+        )
+        report(f"{method}, our reference, 8 people", theirs, ours)
+
+
+def report(name: str, theirs: float, ours: float) -> None:
+    print(f"{name:48} {theirs:10.0f} us {ours:8.0f} us {theirs / ours:7.1f} x")
+
+
+def main() -> None:
+    cpp.set_num_threads(1)
+    print(f"{platform.machine()}, {cpp.best_isa()}, one thread, {JOINTS} maps of {SIZE} a person")
+    for peer, run in (("rtmlib", against_rtmlib), ("torch", against_torch)):
+        if importlib.util.find_spec(peer) is None:
+            print(f"{peer} is not installed here: left out")
+        else:
+            run()
+    against_reference()
+
+
+if __name__ == "__main__":
+    main()
