@@ -139,17 +139,18 @@ def _draw_person(
 ) -> None:
     """Dark outlines first, then limbs, then joints: no outline cuts through a limb."""
     fixed = _fixed(np.where(shown[:, None], points, 0))
+    centres = fixed.tolist()
     lines, whole = fixed[plan.limbs], shown[plan.limbs].all(axis=1)
     for part, wide in ((plan.body, width), (plan.face, max(1, width // 2))):
         edge, radius = max(1, round(wide * 0.3)), wide * 0.75
         joints = np.flatnonzero(part.joints & shown)
         _lines(drawn, lines[part.limbs & whole], OUTLINE, wide + 2 * edge)
         for k in joints:
-            _dot(drawn, fixed[k], OUTLINE, radius + edge)
+            _dot(drawn, centres[k], OUTLINE, radius + edge)
         for colour, members in part.limbs_by_colour:
             _lines(drawn, lines[members & whole], colour, wide)
         for k in joints:
-            _dot(drawn, fixed[k], plan.joint_colours[k], radius)
+            _dot(drawn, centres[k], plan.joint_colours[k], radius)
 
 
 def _fixed(points: npt.NDArray[np.floating]) -> npt.NDArray[np.int32]:
@@ -161,9 +162,9 @@ def _lines(drawn: Image, lines: npt.NDArray[np.int32], colour: Colour, width: in
         cv2.polylines(drawn, list(lines), False, colour, width, cv2.LINE_AA, _BITS)
 
 
-def _dot(drawn: Image, centre: npt.NDArray[np.int32], colour: Colour, radius: float) -> None:
+def _dot(drawn: Image, centre: list[int], colour: Colour, radius: float) -> None:
     fixed_radius = round(radius * (1 << _BITS))
-    cv2.circle(drawn, centre.tolist(), fixed_radius, colour, cv2.FILLED, cv2.LINE_AA, _BITS)
+    cv2.circle(drawn, centre, fixed_radius, colour, cv2.FILLED, cv2.LINE_AA, _BITS)
 
 
 def _draw_box(drawn: Image, box: npt.NDArray[np.float32], width: int) -> None:
