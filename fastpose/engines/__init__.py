@@ -108,7 +108,9 @@ def open_engine(
     if _names_file(model):
         return _open_bundle(Path(model), kind, device, precision, threads)
     spec = model_spec(str(model))
-    kind = _choose(kind, ("torch",) if device.startswith("cuda") else KINDS)
+    if kind == "auto" and device.startswith("cuda"):
+        kind = "torch"
+    kind = _choose(kind, KINDS)
     if not source.is_trained(spec):
         _warn_of_random_weights(spec)
     if kind == "torch":

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import logging
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +48,8 @@ def fold_batch_norm(module: nn.Module, image: Tensor) -> nn.Module:
         EngineError: the module cannot be traced.
     """
     folded = copy.deepcopy(module).eval()
-    modules = dict(folded.named_modules())
-    for conv_name, norm_name in list(_foldable(folded, image)):
-        conv, norm = modules[conv_name], modules[norm_name]
+    pairs = [tuple(map(folded.get_submodule, names)) for names in _foldable(folded, image)]
+    for conv, norm in pairs:
         if isinstance(conv, _ConvNd) and isinstance(norm, _BatchNorm):
             _fold(conv, norm)
             _replace(folded, norm, nn.Identity())
@@ -80,7 +82,7 @@ def export_onnx(module: nn.Module, spec: ModelSpec, path: Path, half: bool = Tru
         ) from None
     image = torch.zeros(2, 3, *spec.size)
     network = _FinalMaps(fold_batch_norm(module, image)).eval()
-    with torch.inference_mode():
+    with _quiet(), torch.inference_mode():
         program = torch.onnx.export(
             network,
             (image,),
@@ -108,6 +110,20 @@ class _FinalMaps(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         return final_maps(self.network(image))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep back what the exporter says of packages that it would also have liked to find."""
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            log.setLevel(level)
 
 
 def _foldable(module: nn.Module, image: Tensor) -> Iterator[tuple[str, str]]:

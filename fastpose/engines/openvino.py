@@ -12,7 +12,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import openvino as ov
-from openvino.frontend import FrontEndManager
+from openvino.frontend import (
+    FrontEndManager,
+    GeneralFailure,
+    InitializationFailure,
+    NotImplementedFailure,
+    OpConversionFailure,
+    OpValidationFailure,
+)
 
 from fastpose.engines.engine import (
     BufferedEngine,
@@ -29,6 +36,13 @@ from fastpose.errors import BackendError, EngineError
 
 VERSION = ov.__version__.partition("-")[0]
 CAPABILITIES = {"FP32": "f32", "BF16": "bf16", "FP16": "f16"}
+FRONT_END_FAILURES = (  # none of which is a RuntimeError
+    GeneralFailure,
+    InitializationFailure,
+    NotImplementedFailure,
+    OpConversionFailure,
+    OpValidationFailure,
+)
 ARITHMETIC = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")
 
 
@@ -141,7 +155,7 @@ def _read(path: Path) -> ov.Model:
     frontend = FrontEndManager().load_by_framework("onnx")
     try:
         return frontend.convert(frontend.load(str(path)))
-    except RuntimeError as error:
+    except (RuntimeError, *FRONT_END_FAILURES) as error:
         raise EngineError(f"{path}: not a readable ONNX graph: {cause(error)}") from None
 
 
