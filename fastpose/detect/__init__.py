@@ -1,0 +1,251 @@
+"""Frames -> boxes of people: a detector's ONNX graph, the whole frame, or a file of boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from fastpose import ops
+from fastpose.detect.boxes import BoxesFile, read_boxes
+from fastpose.detect.layouts import (
+    FITS,
+    LAYOUTS,
+    Layout,
+    Outputs,
+    Region,
+    Size,
+    recognise,
+    samples_per_axis,
+)
+from fastpose.engines import Graph, open_graph
+from fastpose.errors import DetectorError
+from fastpose.geometry import boxes_to_affines, frame_box
+from fastpose.types import Boxes, Floats
+
+__all__ = ["LAYOUTS", "BoxesFile", "Detector", "open_detector", "read_boxes"]
+
+Image = npt.NDArray[np.uint8]
+
+
+class Detector(Protocol):
+    """Finds people in frames."""
+
+    def __call__(self, frames: Sequence[Image]) -> list[Boxes]:
+        """The people of each frame [H, W, 3] uint8 BGR, surest first; none is a result."""
+        ...
+
+    def close(self) -> None:
+        """Free what it holds."""
+        ...
+
+
+def open_detector(
+    what: str,
+    *,
+    layout: str | None = None,
+    kind: str = "auto",
+    device: str = "auto",
+    threads: int | None = None,
+    score: float = 0.3,
+    iou: float = 0.6,
+    person_class: int | None = None,
+) -> Detector:
+    """Open what finds the people.
+
+    Args:
+        what: "default", "none" (the whole frame is one person), or the path of an ONNX graph.
+        layout: what the graph takes and gives, a name of `LAYOUTS`; None recognises it by the
+            shapes of its outputs.
+        kind: runtime, as `engines.open_graph` names them.
+        device: as there.
+        threads: as there.
+        score: least score of a box that is kept, 0-1.
+        iou: boxes that overlap a better one by more than this are dropped, 0-1; for graphs that do
+            not do so themselves.
+        person_class: number of the class "person"; None takes the layout's.
+
+    Raises:
+        DetectorError: there is no such detector or layout, or the graph is no detector.
+        EngineError, BackendError: the runtime cannot read or run it.
+        ValueError: `score` or `iou` is not from 0 to 1, or `person_class` is negative.
+    """
+    for name, value in (("score", score), ("iou", iou)):
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} must be from 0 to 1, got {value}")
+    if person_class is not None and person_class < 0:
+        raise ValueError(f"person_class must not be negative, got {person_class}")
+    if layout is not None and layout not in LAYOUTS:
+        raise DetectorError(f"unknown layout {layout!r}; known: {', '.join(LAYOUTS)}")
+    if what == "none":
+        return WholeFrame()
+    if what == "default":
+        return _open_default()
+    path = Path(what)
+    if not path.is_file():
+        raise DetectorError(
+            f"{what}: no such file; a detector is FILE.onnx, none (the whole frame) or default"
+        )
+    graph = open_graph(path, kind=kind, device=device, threads=threads)
+    return GraphDetector(path, graph, layout, score=score, iou=iou, person_class=person_class)
+
+
+def _open_default() -> Detector:
+    raise DetectorError(
+        "this release has no detector of its own; choose --detector FILE.onnx, --boxes FILE, "
+        "or --detector none (the whole frame is one person)"
+    )
+
+
+class WholeFrame:
+    """One person in each frame, whose box is the whole frame, score 1."""
+
+    def __call__(self, frames: Sequence[Image]) -> list[Boxes]:
+        return [Boxes(frame_box(*frame.shape[:2]), np.ones(1, np.float32)) for frame in frames]
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class GraphDetector:
+    """A detector's ONNX graph, fed and read by its layout.
+
+    One frame a run: graphs with suppression inside rarely take more, and a frame fills a CPU. The
+    graph is run once when opened, so that one that does not fit its layout is refused then.
+
+    Args:
+        path: where the graph came from, for messages.
+        graph: takes one picture [1, 3, h, w] or [3, h, w], beside it only inputs of `_EXTRAS`.
+        layout: a name of `LAYOUTS`; None recognises it.
+        score, iou, person_class: see `open_detector`.
+
+    Raises:
+        DetectorError: the inputs or outputs are no detector's, or not those of `layout`.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        graph: Graph,
+        layout: str | None,
+        *,
+        score: float,
+        iou: float,
+        person_class: int | None,
+    ) -> None:
+        self._path, self._graph, self._floor, self._iou = path, graph, score, iou
+        self._input, shape = self._picture_input()
+        self._batched = len(shape) == 4
+        height, width = shape[-2:]
+        self._size: Size | None = (height, width) if height and width else None
+        self.layout, self._names = self._choose(layout)
+        self._person = self._rules.person if person_class is None else person_class
+        self._buffer = np.empty((0, 3, 0, 0), np.float32)
+        self([np.full((64, 64, 3), 114, np.uint8)])
+
+    def __call__(self, frames: Sequence[Image]) -> list[Boxes]:
+        return [self._detect(frame) for frame in frames]
+
+    def close(self) -> None:
+        """Free the graph."""
+        self._graph.close()
+
+    @property
+    def _rules(self) -> Layout:
+        return LAYOUTS[self.layout]
+
+    def _picture_input(self) -> tuple[str, tuple[int | None, ...]]:
+        """Name and shape of the input that takes the picture."""
+        pictures = [item for item in self._graph.inputs.items() if item[0] not in _EXTRAS]
+        if len(pictures) != 1 or not _is_picture(*pictures[0][1]):
+            raise DetectorError(
+                f"{self._path}: expected one floating-point input [1, 3, h, w], got "
+                f"{_listed(self._graph.inputs)}"
+            )
+        name, (shape, _) = pictures[0]
+        return name, shape
+
+    def _choose(self, layout: str | None) -> tuple[str, tuple[str, ...]]:
+        """The layout and, in its order, the outputs it reads."""
+        outputs = self._graph.outputs
+        name = layout or recognise(outputs, self._size)
+        picked = LAYOUTS[name].pick(outputs, self._size) if name else None
+        if name is None or picked is None:
+            family = f"those of {layout} ({LAYOUTS[layout].outputs})" if layout else "a detector's"
+            raise DetectorError(
+                f"{self._path}: its outputs {_listed(outputs)} are not {family}; "
+                f"known to --detector-layout: {', '.join(LAYOUTS)}"
+            )
+        return name, picked
+
+    def _detect(self, frame: Image) -> Boxes:
+        rules, shape = self._rules, (frame.shape[0], frame.shape[1])
+        size = self._size or rules.size(shape)
+        region = FITS[rules.fit](shape, size)
+        given = self._graph(self._feeds(frame, region, size))
+        try:
+            arrays = [np.asarray(given[name], np.float32) for name in self._names]
+            with np.errstate(over="ignore", invalid="ignore"):  # such boxes are dropped below
+                boxes, scores = rules.parse(arrays, size, self._person)
+        except ValueError as error:
+            raise DetectorError(f"{self._path} as {self.layout}: {error}") from None
+        return self._finish(boxes, scores, region, size)
+
+    def _feeds(self, frame: Image, region: Region, size: Size) -> dict[str, npt.NDArray]:
+        """The graph's inputs; the frame is cut straight into the picture."""
+        rules = self._rules
+        if self._buffer.shape[2:] != size:
+            self._buffer = np.empty((1, 3, *size), np.float32)
+        ops.warp(
+            frame,
+            # the region counts from the edge of the first pixel, half a pixel before its centre
+            boxes_to_affines(np.array([region]) - 0.5, size, aspect="stretch").astype(np.float32),
+            size,
+            mean=rules.mean,
+            std=rules.std,
+            swap_rb=rules.rgb,
+            border=rules.border,
+            area=samples_per_axis(region, size) if rules.antialias else 1,
+            out=self._buffer,
+        )
+        picture = self._buffer if self._batched else self._buffer[0]
+        dtype = np.dtype(self._graph.inputs[self._input][1])
+        extras = {n: make(size) for n, make in _EXTRAS.items() if n in self._graph.inputs}
+        return {self._input: picture.astype(dtype, copy=False), **extras}
+
+    def _finish(self, boxes: Floats, scores: Floats, region: Region, size: Size) -> Boxes:
+        """Boxes in the input's pixels -> the ones worth keeping, in the frame's, surest first."""
+        sound = np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+        kept = np.flatnonzero(sound & (scores >= self._floor))
+        x0, y0, x1, y1 = region
+        scale = np.array([(x1 - x0) / size[1], (y1 - y0) / size[0]] * 2)
+        found = (boxes[kept] * scale + (x0, y0, x0, y0)).astype(np.float32)
+        sure = scores[kept]
+        if self._rules.suppress:
+            order, _ = ops.suppress_boxes(found, sure, iou=self._iou, floor=0.0)
+        else:
+            order = np.argsort(-sure, kind="stable")
+        return Boxes(found[order], sure[order])
+
+
+# What some graphs ask for beside the picture: input size -> array.
+_EXTRAS = {
+    "pixel_mask": lambda size: np.ones((1, *size), np.int64),  # no padding
+    "orig_target_sizes": lambda size: np.array([[size[1], size[0]]], np.int64),  # answer in pixels
+}
+
+
+def _is_picture(shape: tuple[int | None, ...], dtype: np.dtype) -> bool:
+    """Whether an input takes [1, 3, h, w] or [3, h, w] of a floating-point type."""
+    axes = len(shape) == 3 or (len(shape) == 4 and shape[0] in (1, None))
+    return axes and shape[-3] in (3, None) and dtype in (np.float32, np.float16)
+
+
+def _listed(tensors: Outputs) -> str:
+    def sides(shape: tuple[int | None, ...]) -> str:
+        return ", ".join("?" if side is None else str(side) for side in shape)
+
+    return ", ".join(f"{name} [{sides(shape)}]" for name, (shape, _) in tensors.items())
