@@ -30,6 +30,7 @@ PICTURE_ENDINGS = frozenset(
     (".bmp", ".jpeg", ".jpg", ".jp2", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 )
 _NETWORK_TIMEOUT_MS = 10_000
+_FFMPEG_LEVEL = "OPENCV_FFMPEG_LOGLEVEL"
 
 Picture = npt.NDArray[np.uint8]
 
@@ -186,7 +187,7 @@ class _Video:
         self.name, self.kind = name, kind
         network = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, cv2.CAP_PROP_READ_TIMEOUT_MSEC]
         settings = [v for p in network for v in (p, _NETWORK_TIMEOUT_MS)] if kind == "url" else []
-        with _silence():
+        with _silence:
             self._capture = cv2.VideoCapture(address, cv2.CAP_FFMPEG, settings)
         if not self._capture.isOpened():
             came = "no answer" if kind == "url" else "a file that is none or is damaged"
@@ -234,7 +235,7 @@ class _Camera:
 
     def __init__(self, number: int) -> None:
         self.name = f"camera{number}"
-        with _silence():
+        with _silence:
             self._capture = cv2.VideoCapture(number)
         if not self._capture.isOpened():
             raise FrameError(f"camera {number}: expected a camera, none can be opened there")
@@ -329,7 +330,7 @@ def _read_ahead(source: Iterable[Frame], depth: int) -> Generator[Frame, None, N
 
 
 def _grab(capture: Any) -> Picture | None:
-    with _silence():
+    with _silence:
         found, image = capture.read()
     return as_bgr(image) if found else None
 
@@ -344,7 +345,7 @@ def _read_picture(path: Path) -> Picture:
     if _is_cut_off(data):
         raise FrameError(f"{path}: expected a whole picture, came one that is cut off")
     image = None
-    with _silence(), contextlib.suppress(cv2.error):  # raised for absurd sizes in the header
+    with _silence, contextlib.suppress(cv2.error):  # raised for absurd sizes in the header
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     if image is None:
         raise FrameError(f"{path}: expected a picture, came a file that cannot be decoded")
@@ -379,25 +380,35 @@ def _url_name(url: str) -> str:
     return re.sub(r"[^\w.-]", "_", name)
 
 
-_SILENCE = threading.Lock()
+class _Silence:
+    """Keeps OpenCV's and FFmpeg's own messages off standard error: what matters is in our errors.
 
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Keep OpenCV's and FFmpeg's own messages off standard error: what matters is in our errors.
-
+    Counted, so that readers in several threads restore the level that was there before the first.
     FFmpeg's level is read from the environment when OpenCV first opens a video, and stays.
     """
-    # OpenCV 5 moved the two functions to a module of their own.
-    log: Any = cv2 if hasattr(cv2, "setLogLevel") else cv2.utils.logging
-    with _SILENCE:
-        level, wanted = log.getLogLevel(), os.environ.get("OPENCV_FFMPEG_LOGLEVEL")
-        log.setLogLevel(0)  # silent
-        os.environ["OPENCV_FFMPEG_LOGLEVEL"] = wanted or "-8"  # AV_LOG_QUIET
-    try:
-        yield
-    finally:
-        with _SILENCE:
-            log.setLogLevel(level)
-            if wanted is None:
-                os.environ.pop("OPENCV_FFMPEG_LOGLEVEL", None)
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._level = threading.Lock(), 0, 0
+        self._ffmpeg: str | None = None
+        # OpenCV 5 moved the two functions to a module of their own.
+        self._log: Any = cv2 if hasattr(cv2, "setLogLevel") else cv2.utils.logging
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._level = self._log.getLogLevel()
+                self._ffmpeg = os.environ.get(_FFMPEG_LEVEL)
+                self._log.setLogLevel(0)  # silent
+                os.environ.setdefault(_FFMPEG_LEVEL, "-8")  # AV_LOG_QUIET
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._log.setLogLevel(self._level)
+                if self._ffmpeg is None:
+                    os.environ.pop(_FFMPEG_LEVEL, None)
+
+
+_silence = _Silence()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import subprocess
 import sys
 import threading
@@ -274,6 +275,25 @@ for what in sys.argv[1:]:
     assert int(count) > 5
     assert rest == ["refused"] * len(bad)
     assert run.stderr == ""
+
+
+def test_reading_leaves_the_log_level_and_the_environment_as_they_were(tmp_path, monkeypatch):
+    log = cv2 if hasattr(cv2, "setLogLevel") else cv2.utils.logging
+    level = log.getLogLevel()
+    monkeypatch.delenv("OPENCV_FFMPEG_LOGLEVEL", raising=False)
+    path = write_video(tmp_path / "v.mp4")
+
+    def work() -> None:
+        with open_source(path) as source:
+            list(source)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert log.getLogLevel() == level
+    assert "OPENCV_FFMPEG_LOGLEVEL" not in os.environ
 
 
 def test_unreadable_picture_of_a_folder_is_named_after_those_before_it(tmp_path):

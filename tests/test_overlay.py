@@ -158,7 +158,7 @@ def test_width_follows_the_person_within_limits():
     widths = [limb_width(length) for length in (40, 200, 380, 900)]
     assert widths[0] < widths[1] < widths[2]
     assert widths[3] <= widths[2] * 1.3  # limited by the picture
-    assert 3 <= widths[0] <= 6
+    assert 3 <= widths[0] <= 7
     assert limb_width(900, (4000, 4000)) > widths[3]
 
 

@@ -76,7 +76,7 @@ def draw(
     plan = _plan(people.skeleton)
     thickest = max(2.0, math.hypot(*image.shape[:2]) * 0.005)
     for i in order:
-        width = round(min(max(extents[i] * 0.018, 2.0), thickest))
+        width = round(min(max(extents[i] * 0.018, 1.0), thickest))
         if boxes and np.isfinite(people.boxes[i]).all():
             _draw_box(drawn, people.boxes[i], max(1, width // 3))
         if shown[i].any():
