@@ -65,6 +65,7 @@ class Source(Iterator[Frame]):
         self._reader = reader
         self._limit = math.inf if max_frames is None else max_frames
         self._given = 0
+        self._busy = threading.Lock()  # OpenCV must not release what another thread reads from
         first = reader.read()
         if first is None:
             raise FrameError(f"{reader.name}: expected at least one frame, none can be decoded")
@@ -79,18 +80,20 @@ class Source(Iterator[Frame]):
         return self._reader.warning
 
     def __next__(self) -> Frame:
-        if self._given >= self._limit:
-            raise StopIteration
-        frame, self._first = self._first or self._reader.read(), None
-        if frame is None:
-            raise StopIteration
-        self._given += 1
-        return frame
+        with self._busy:
+            if self._given >= self._limit:
+                raise StopIteration
+            frame, self._first = self._first or self._reader.read(), None
+            if frame is None:
+                raise StopIteration
+            self._given += 1
+            return frame
 
     def close(self) -> None:
-        """Give back the file or camera; no more frames come."""
-        self._limit = 0
-        self._reader.close()
+        """Give back the file or camera; no more frames come. Any thread may call it."""
+        with self._busy:
+            self._limit = 0
+            self._reader.close()
 
     def __enter__(self) -> Source:
         return self
