@@ -313,6 +313,17 @@ def test_closed_source_gives_no_more_frames(tmp_path):
     assert list(source) == []
 
 
+def test_source_may_be_closed_while_another_thread_reads(tmp_path):
+    path = write_video(tmp_path / "v.mp4", 100, 25, (144, 192))
+    for _ in range(5):
+        source = open_source(path)
+        reader = read_ahead(source, depth=1)
+        next(reader)
+        source.close()
+        assert len(list(reader)) <= 3
+        assert reader_threads() == []
+
+
 def frames(
     count: int, made: list[int] | None = None, fail_at: int | None = None
 ) -> Iterator[Frame]:
