@@ -12,9 +12,10 @@ from fastpose.errors import WeightsError
 
 def save_weights(state: dict[str, Tensor], path: Path) -> None:
     """Write a state dict as the project keeps it: fp16, norm statistics fp32, counters dropped."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    save_file({name: _stored(name, t) for name, t in state.items() if _kept(name)}, str(path))
+    # `save_file` would make a file that only its owner may read.
+    path.write_bytes(save({name: _stored(name, t) for name, t in state.items() if _kept(name)}))
 
 
 def load_weights(network: nn.Module, path: Path) -> None:
