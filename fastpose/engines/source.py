@@ -50,7 +50,10 @@ def find_graph(spec: ModelSpec, weights: Path | None = None) -> tuple[Path, str]
     """
     graph = trained.graph_path(spec.name)
     if weights is None and graph is not None:
-        return graph, str(trained.card(spec.name).get("weights_sha256", ""))
+        card = trained.card(spec.name)
+        if card.get("graph_sha256") != file_hash(graph):
+            raise WeightsError(f"{graph}: not the graph that {spec.name}.json describes")
+        return graph, str(card.get("weights_sha256", ""))
     if weights is None:
         weights = find_weights(spec)
     weights_hash = file_hash(weights) if weights else ""

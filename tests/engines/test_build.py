@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 nn = torch.nn
 
-from conftest import TINY, make_tiny  # noqa: E402
+from tiny_network import TINY, make_tiny  # noqa: E402
 
 from fastpose.engines.build import export_onnx, fold_batch_norm, random_network  # noqa: E402
 

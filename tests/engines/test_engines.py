@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TINY, make_tiny, write_card
+from tiny_network import TINY, make_tiny, write_card
 
 from fastpose import models
 from fastpose.engines import Engine, Manifest, build_engine, load_engine, open_engine, open_graph
@@ -182,7 +182,7 @@ def test_bf16_is_coarse_and_reported(tiny, kind):
 def test_auto_takes_bf16_only_where_the_card_allows_it(tiny, passes):
     if not lists_bf16():
         pytest.skip("openvino does not list BF16 on this CPU")
-    write_card(tiny, {"low_precision": {"bf16": {"passed": passes}}})
+    write_card(tiny, low_precision={"bf16": {"passed": passes}})
     engine = open_tiny("openvino")
     assert engine.manifest.precision == ("bf16" if passes else "f32")
     assert engine.manifest.precision_asked == "auto"
@@ -192,7 +192,7 @@ def test_bf16_needs_a_device_that_lists_it(tiny, monkeypatch):
     from fastpose.engines import openvino
 
     monkeypatch.setattr(openvino, "_offered", lambda device: ["f32"])
-    write_card(tiny, {"low_precision": {"bf16": {"passed": True}}})
+    write_card(tiny, low_precision={"bf16": {"passed": True}})
     assert open_tiny("openvino").manifest.precision == "f32"
     with pytest.raises(BackendError, match=r"'bf16' cannot run in openvino on CPU.*f32"):
         open_tiny("openvino", precision="bf16")
@@ -345,6 +345,9 @@ def test_a_graph_of_another_network_is_refused(tiny, monkeypatch):
 def test_a_corrupt_graph_is_named_in_one_line(tiny, kind, content):
     path = tiny / "tiny.onnx"
     path.write_bytes(path.read_bytes()[:999] if content is None else content)
+    with pytest.raises(WeightsError, match=r"tiny\.onnx: not the graph that tiny\.json describes"):
+        open_tiny(kind)
+    write_card(tiny)
     with pytest.raises(EngineError, match=r"tiny\.onnx: ") as error:
         open_tiny(kind)
     assert "\n" not in str(error.value)
@@ -525,7 +528,7 @@ def test_build_from_given_weights(tiny, tmp_path):
 
     save_weights(random_network("tiny").state_dict(), tmp_path / "mine.safetensors")
     network = models.create("tiny", tmp_path / "mine.safetensors")
-    write_card(tiny, {"low_precision": {"bf16": {"passed": True}}})
+    write_card(tiny, low_precision={"bf16": {"passed": True}})
     path = build_engine(
         "tiny",
         precision="auto",  # what the card says is not said of these weights
@@ -548,6 +551,7 @@ def test_what_cannot_be_built_leaves_nothing(tiny, tmp_path):
     with pytest.raises(BackendError, match="'bf16' cannot run in onnxruntime"):
         build_engine("tiny", engine="onnxruntime", precision="bf16", out=folder / "a.onnx")
     (tiny / "tiny.onnx").write_bytes(b"damaged")
+    write_card(tiny)
     with pytest.raises(EngineError, match="not a readable ONNX graph"):
         build_engine("tiny", out=folder / "a.onnx")
     assert list(folder.iterdir()) == []
