@@ -1,0 +1,1 @@
+"""Weights, graphs and cards of the trained networks, as package data."""
