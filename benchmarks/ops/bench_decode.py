@@ -12,27 +12,13 @@ from __future__ import annotations
 
 import importlib.util
 import platform
-import statistics
-import time
-from collections.abc import Callable
 
 import numpy as np
+from interleave import ROUNDS, interleave, report
 
 from fastpose.ops import cpp, decode
 
 PEOPLE, JOINTS, SIZE = (1, 8, 32), 17, (64, 48)
-ROUNDS = 40
-
-
-def interleave(*functions: Callable[[], object]) -> list[float]:
-    """Median processor microseconds of each function, called by turns."""
-    times: list[list[float]] = [[] for _ in functions]
-    for _ in range(ROUNDS):
-        for function, own in zip(functions, times, strict=True):
-            begin = time.thread_time()
-            function()
-            own.append(1e6 * (time.thread_time() - begin))
-    return [statistics.median(own) for own in times]
 
 
 def heatmaps(people: int) -> np.ndarray:
@@ -107,10 +93,6 @@ def against_reference() -> None:
             lambda method=method: decode(maps, method=method),
         )
         report(f"{method}, our reference, 8 people", theirs, ours)
-
-
-def report(name: str, theirs: float, ours: float) -> None:
-    print(f"{name:48} {theirs:10.0f} us {ours:8.0f} us {theirs / ours:7.1f} x")
 
 
 def main() -> None:

@@ -329,7 +329,12 @@ def _numbers(values: Sequence[float] | None) -> tuple[float, ...] | None:
 
 
 def _type_name(array: Array) -> str:
-    return str(array.dtype).removeprefix("torch.")
+    return _dtype_name(array.dtype)
+
+
+@functools.cache  # the text of a dtype takes longer to make than all other checks together
+def _dtype_name(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _check_frames(frames: Array, layout: str, matrix: str) -> None:
@@ -403,9 +408,7 @@ def _check_out(out: Array | None, frames: Array, shape: tuple[int, ...], dtype: 
         raise ValueError(f"dtype must be one of {', '.join(TYPES)}, got {dtype!r}")
     if out is None:
         if host and dtype == "bfloat16":
-            raise ValueError(
-                'dtype "bfloat16" needs frames that are a torch tensor, got numpy'
-            )
+            raise ValueError('dtype "bfloat16" needs frames that are a torch tensor, got numpy')
         return
     if isinstance(out, np.ndarray) != host or device_kind(out) != device_kind(frames):
         kind = "a numpy array" if host else f"a tensor on {device_kind(frames)}"
