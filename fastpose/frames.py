@@ -149,7 +149,8 @@ def _open_reader(what: str | int | Path) -> _Reader:
             raise FrameError(f"{path}: expected a picture or a video, came an empty file")
         if path.suffix.lower() in PICTURE_ENDINGS:
             return _Pictures([path], path.stem, "image")
-        return _Video(text, path.stem, "video")
+        # Absolute, or FFmpeg would take "a:b.mp4" for the protocol "a".
+        return _Video(str(path.absolute()), path.stem, "video")
     if glob.has_magic(text):
         # Path.glob takes no absolute pattern
         matches = glob.glob(text, recursive=True)  # noqa: PTH207

@@ -72,6 +72,63 @@ def test_video_gives_frames_in_order_with_times(tmp_path):
     assert source.warning is None
 
 
+def test_video_with_a_colon_in_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_video(Path("12.mp4"), frames=3).rename("12:30.mp4")
+    with open_source("12:30.mp4") as source:
+        assert (source.name, len(list(source))) == ("12:30", 3)
+
+
+def test_url_is_read(tmp_path):
+    import functools
+    import http.server
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    write_video(tmp_path / "cam 1.mp4", frames=5)
+    handler = functools.partial(Quiet, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with open_source(f"http://127.0.0.1:{server.server_port}/cam%201.mp4") as source:
+            assert (source.kind, source.count, source.fps) == ("url", None, 10)
+            assert source.name == "cam_201"
+            assert [level(frame) for frame in source] == list(range(5))
+        server.shutdown()
+
+
+def test_camera_gives_frames_until_it_stops(monkeypatch):
+    class Camera:
+        def __init__(self, number: int) -> None:
+            self.number, self.left, self.released = number, 3, False
+
+        def isOpened(self) -> bool:  # noqa: N802
+            return self.number == 2
+
+        def get(self, _: int) -> float:
+            return 0.0
+
+        def read(self) -> tuple[bool, np.ndarray | None]:
+            self.left -= 1
+            return (True, picture(0)[..., 0]) if self.left >= 0 else (False, None)
+
+        def release(self) -> None:
+            self.released = True
+
+    monkeypatch.setattr(cv2, "VideoCapture", Camera)
+    for what in (2, "2"):
+        with open_source(what) as source:
+            assert (source.name, source.kind, source.count, source.fps) == (
+                "camera2", "camera", None, None,
+            )  # fmt: skip
+            frames = list(source)
+        assert [frame.index for frame in frames] == [0, 1, 2]
+        assert frames[0].time == 0
+        assert frames[0].time < frames[1].time < frames[2].time < 1
+        assert frames[0].image.shape == (*SIZE, 3)
+
+
 def test_variable_frame_rate_keeps_the_time_stamps_that_pyav_reads(tmp_path):
     av = pytest.importorskip("av")
     times = [0.0, 0.04, 0.5, 0.52, 0.9, 2.0]
@@ -230,8 +287,11 @@ def bad_inputs(folder: Path) -> dict[str, tuple[str, str]]:
     (folder / "half.jpg").write_bytes(whole.tobytes()[: whole.size // 2])
     whole = cv2.imencode(".png", picture(3))[1]
     (folder / "half.png").write_bytes(whole.tobytes()[: whole.size // 2])
+    damaged = write_video(folder / "damaged.mp4")
+    damaged.write_bytes(damaged.read_bytes()[:2000])  # cut before its index
     names = "text.mp4", "text.png", "half.jpg", "half.png"
     return {
+        "damaged": (str(damaged), r"damaged\.mp4: expected a video"),
         "missing": (str(folder / "none.mp4"), r"none\.mp4: .*no such file"),
         "empty folder": (str(folder / "empty"), "empty: expected a folder with pictures"),
         "glob": (str(folder / "*.bmp"), r"\*\.bmp: .*matches none"),

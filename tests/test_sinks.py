@@ -259,9 +259,14 @@ def test_parquet_keeps_no_pictures(tmp_path):
     sink.close()
 
 
-@pytest.mark.parametrize("module", ["pyarrow"])
-def test_a_missing_extra_is_named(tmp_path, monkeypatch, module):
-    monkeypatch.setitem(sys.modules, module, None)
+def test_parquet_keeps_nothing_of_frames_without_people(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = save("parquet", tmp_path, [(frame(i), someone(0)) for i in range(3)])
+    assert parquet.read_table(path).num_rows == 0
+
+
+def test_a_missing_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(BackendError, match=r"fastpose-inference\[data\]"):
         open_sinks(["jsonl", "parquet"], tmp_path, Walk(), header())
     assert list(tmp_path.iterdir()) == []
@@ -588,3 +593,27 @@ def test_open_sinks_opens_the_drawn_output_too(tmp_path):
         sink.close()
     names = sorted(path.name for sink in sinks for path in sink.files)
     assert names == ["walk.people.jsonl", "walk.pose.mp4"]
+
+
+def test_window_without_a_screen_names_the_extra(tmp_path, monkeypatch):
+    def headless(*_: object) -> None:
+        raise cv2.error("not implemented")
+
+    monkeypatch.setattr(cv2, "namedWindow", headless)
+    with pytest.raises(BackendError, match=r"fastpose-inference\[gui\]"):
+        open_sinks(["jsonl"], tmp_path, Walk(), header(), show=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("key", "ends"), [(-1, False), (ord("q"), True), (27, True)])
+def test_window_shows_the_drawing_until_a_key(tmp_path, monkeypatch, key, ends):
+    shown = []
+    monkeypatch.setattr(cv2, "namedWindow", lambda *_: None)
+    monkeypatch.setattr(cv2, "destroyWindow", lambda *_: None)
+    monkeypatch.setattr(cv2, "imshow", lambda _, image: shown.append(image))
+    monkeypatch.setattr(cv2, "waitKey", lambda _: key)
+    (sink,) = open_sinks([], tmp_path, Walk(), header(), show=True)
+    with pytest.raises(KeyboardInterrupt) if ends else contextlib.nullcontext():
+        sink.write(frame(0), someone(1))
+    sink.abort()
+    assert (shown[0] != frame(0).image).any()

@@ -178,9 +178,9 @@ def _draw_box(drawn: Image, box: npt.NDArray[np.float32], width: int) -> None:
 def _draw_id(drawn: Image, number: int, points: npt.NDArray[np.floating]) -> None:
     """The number in a dark label above the person, moved inside the picture."""
     h, w = drawn.shape[:2]
-    scale = min(max(h / 1400, 0.35), 1.2)
+    scale = min(max(h / 1600, 0.35), 1.2)
     (text_w, text_h), _ = cv2.getTextSize(str(number), _FONT, scale, 1)
-    label_h = 2 * text_h
+    label_h = round(1.8 * text_h)
     label_w = max(text_w, text_h) + label_h
     middle = float(points[:, 0].min() + points[:, 0].max()) / 2
     x = int(min(max(middle - label_w / 2, 0), max(w - label_w, 0)))

@@ -56,6 +56,8 @@ class ParquetSink(Sink):
         self._writer = parquet.ParquetWriter(self._file, self._schema)
 
     def _write(self, frame: Frame, people: People) -> None:
+        if not len(people):
+            return
         # Only name and numbers of the frame are kept: the picture would hold memory.
         light = Frame(np.empty((0, 0, 3), np.uint8), frame.index, frame.time, frame.name)
         self._waiting.append((light, people))
@@ -83,7 +85,7 @@ class ParquetSink(Sink):
             raise not_writable(self._path, error) from None
 
     def _table(self, rows: list[tuple[Frame, People]]) -> Any:
-        pa, rows = self._arrow, [(f, p) for f, p in rows if len(p)]
+        pa = self._arrow
         counts = [len(people) for _, people in rows]
         k = self._schema.field("scores").type.list_size
 
@@ -91,8 +93,7 @@ class ParquetSink(Sink):
             return [value for value, n in zip(values, counts, strict=True) for _ in range(n)]
 
         def joined(name: str, width: int) -> Any:
-            parts = [getattr(people, name).reshape(-1) for _, people in rows]
-            flat = pa.array(np.concatenate(parts) if parts else np.zeros(0, np.float32))
+            flat = pa.array(np.concatenate([getattr(p, name).reshape(-1) for _, p in rows]))
             return pa.FixedSizeListArray.from_arrays(flat, width) if width else flat
 
         ids = [
