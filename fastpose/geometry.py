@@ -127,22 +127,27 @@ def boxes_to_affines(
     if aspect not in ("fit", "stretch"):
         raise ValueError(f"aspect must be fit or stretch, got {aspect!r}")
     rule = _rule(convention)
-    window = np.array([size[1], size[0]], np.float64)
-    centre = (boxes[:, :2] + boxes[:, 2:]) / 2
+    width = size[1]
+    window = np.array([width, size[0]], np.float64)
     extent = boxes[:, 2:] - boxes[:, :2]
-    extent = np.where((extent > 0).all(axis=1, keepdims=True), extent, np.nan) * padding
+    extent[~((extent > 0) & (extent < np.inf)).all(axis=1)] = np.nan
+    extent *= padding
     if aspect == "fit":
         extent = (extent / window).max(axis=1, keepdims=True) * window
     scale = extent / (window - rule.shrink)  # [N, 2] source pixels per window pixel
-    angle = np.deg2rad(np.broadcast_to(np.asarray(rotation, np.float64), len(boxes)))
+    pivot_x, pivot_y = (window - rule.pivot) / 2
+    # a mirrored window counts its columns from the other end
+    scale[:, 0] *= np.where(flip, -1, 1)
+    pivot_x = np.where(flip, width - 1 - pivot_x, pivot_x)
+    angle = np.deg2rad(rotation)
     cos, sin = np.cos(angle), np.sin(angle)
-    turn = np.stack((np.stack((cos, -sin), -1), np.stack((sin, cos), -1)), -2)
-    linear = turn * scale[:, None, :]  # turn @ diag(scale)
-    pivot = (window - rule.pivot) / 2
-    affines = np.concatenate((linear, (centre - linear @ pivot)[..., None]), axis=2)
-    mirrored = compose(affines, np.array([[-1.0, 0.0, size[1] - 1], [0.0, 1.0, 0.0]]))
-    flips = np.broadcast_to(np.asarray(flip, bool), len(boxes))
-    return np.where(flips[:, None, None], mirrored, affines)
+    affines = np.empty((len(boxes), 2, 3))
+    affines[:, 0, 0], affines[:, 0, 1] = cos * scale[:, 0], -sin * scale[:, 1]
+    affines[:, 1, 0], affines[:, 1, 1] = sin * scale[:, 0], cos * scale[:, 1]
+    centre = (boxes[:, :2] + boxes[:, 2:]) / 2
+    affines[:, :, 2] = centre - affines[:, :, 0] * np.reshape(pivot_x, (-1, 1))
+    affines[:, :, 2] -= affines[:, :, 1] * pivot_y
+    return affines
 
 
 def compose(outer: Doubles, inner: Doubles) -> Doubles:
