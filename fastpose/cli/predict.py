@@ -40,6 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="who finds people; none takes the whole frame for one person",
     )
     parser.add_argument("--detector-layout", metavar="LAYOUT", help="what its outputs mean")
+    parser.add_argument(
+        "--detector-score", type=share, default=0.3, help="least score of a person (default: 0.3)"
+    )
     parser.add_argument("--boxes", type=Path, metavar="FILE", help="people's boxes, no detector")
     add_engine(parser)
     parser.add_argument("--detect-every", type=positive, default=1, metavar="N")
@@ -56,7 +59,10 @@ def run(args: argparse.Namespace) -> int:
     kind, file = engine_kind(args.engine)
     boxes = read_boxes(args.boxes) if args.boxes else None
     detector = open_detector(
-        "none" if boxes else args.detector, layout=args.detector_layout, device=args.device
+        "none" if boxes else args.detector,
+        layout=args.detector_layout,
+        device=args.device,
+        score=args.detector_score,
     )
     with Pose(
         file or args.model,
