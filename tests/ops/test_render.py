@@ -63,15 +63,16 @@ def test_exact_draws_nothing_for_a_joint_far_outside():
     ("kernel", "sigma"), [(7, 1.4), (9, 1.7), (11, 2.0), (13, 2.3), (15, 2.6), (17, 2.9), (23, 3.8)]
 )
 def test_megvii_is_opencv_s_blur_of_one_cell(kernel, sigma):
-    size = (24, 25)
-    places = [(12, 11), (0, 0), (24, 3), (1, 22), (23, 23)]
-    maps = draw(places, size=size, sigma=sigma, style="megvii", peak_value=255.0)
-    for (x, y), actual in zip(places, maps, strict=True):
-        cell = np.zeros(size, np.float32)
-        cell[y, x] = 1
-        expected = cv2.GaussianBlur(cell, (kernel, kernel), 0)
-        np.testing.assert_allclose(actual, expected * (255 / expected.max()), atol=1e-3)
-        assert actual.max() == 255
+    smallest = kernel // 2 + 1  # the kernel reaches from border to border
+    for h, w in ((24, 25), (smallest, smallest)):
+        places = [(w // 2, h // 2), (0, 0), (w - 1, 3), (1, h - 2), (w - 2, h - 1)]
+        maps = draw(places, size=(h, w), sigma=sigma, style="megvii", peak_value=255.0)
+        for (x, y), actual in zip(places, maps, strict=True):
+            cell = np.zeros((h, w), np.float32)
+            cell[y, x] = 1
+            expected = cv2.GaussianBlur(cell, (kernel, kernel), 0)
+            np.testing.assert_allclose(actual, expected * (255 / expected.max()), atol=1e-3)
+            assert actual.max() == 255
 
 
 def test_megvii_draws_nothing_outside_the_map():
