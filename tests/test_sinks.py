@@ -189,6 +189,8 @@ def test_openpose_writes_body_25(tmp_path, skeleton):
             np.testing.assert_allclose(triples[k, :2], people.keypoints[1, place[name]], atol=1e-3)
     middle = people.keypoints[1, [place["left_hip"], place["right_hip"]]].mean(axis=0)
     np.testing.assert_allclose(triples[8, :2], middle, atol=1e-3)
+    hips = people.scores[1, [place["left_hip"], place["right_hip"]]]
+    assert triples[8, 2] == pytest.approx(hips.min(), abs=1e-4)
     assert (triples[19:] == 0).all()  # no feet
     assert json.loads((folder / names[1]).read_text())["people"] == []
 
