@@ -15,6 +15,7 @@ import pytest
 from fastpose.cli import main
 from fastpose.models import trained
 
+
 def clip(path, frames=6, size=(120, 160)):
     """A short video of a moving bar."""
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 10, size[::-1])
