@@ -163,7 +163,7 @@ class H264VideoSink(VideoSink):
 
     def _begin(self, height: int, width: int) -> None:
         import av
-        from av.video.reformatter import ColorRange, Colorspace
+        from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
         try:
             self._container = av.open(
@@ -172,22 +172,28 @@ class H264VideoSink(VideoSink):
         except OSError as error:
             raise not_writable(self._path, error) from None
         rate = Fraction(self._fps).limit_denominator(1001)
-        stream: Any = self._container.add_stream(
-            "libx264", rate=rate, options={"preset": "veryfast", "crf": "20"}
-        )
+        # Half the processor time of x264's "veryfast" for half as large a file again.
+        options = {"preset": "superfast", "crf": "20"}
+        stream: Any = self._container.add_stream("libx264", rate=rate, options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         context = stream.codec_context
         context.time_base = Fraction(1, _TICKS)
         context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
         context.color_primaries = context.color_trc = 1  # BT.709
         self._stream, self._last = stream, -1
+        self._reformatter = (
+            VideoReformatter()
+        )  # one for all frames: making it costs more than using it
 
     def _encode(self, image: Image, seconds: float) -> None:
         import av
         from av.video.reformatter import ColorRange, Colorspace
 
-        frame = av.VideoFrame.from_ndarray(image, format="bgr24").reformat(
-            format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
+        frame = self._reformatter.reformat(
+            av.VideoFrame.from_numpy_buffer(image, format="bgr24"),
+            format="yuv420p",
+            dst_colorspace=Colorspace.ITU709,
+            dst_color_range=ColorRange.MPEG,
         )
         frame.pts = self._last = max(round(seconds * _TICKS), self._last + 1)
         frame.time_base = Fraction(1, _TICKS)
