@@ -1,7 +1,7 @@
 """Frames in: a picture, a folder or pattern of pictures, a video, a camera, a URL.
 
-Everything is decoded by OpenCV. PyAV gives the same pixels and time stamps (a test compares them) at
-the same speed, so there is one reader, and it needs no extra.
+Everything is decoded by OpenCV. PyAV gives the same pixels and time stamps (a test compares them)
+at the same speed, so there is one reader, and it needs no extra.
 """
 
 from __future__ import annotations
