@@ -98,9 +98,14 @@ def fit(
         The averaged network, in eval mode.
 
     Raises:
-        ModelError: `folder` holds a run of another model or recipe.
+        ModelError: the data's joints are not the network's, or `folder` holds a run of another
+            model or recipe.
         WeightsError: its checkpoint is damaged.
     """
+    if data.skeleton != spec.joints:
+        raise ModelError(
+            f"{spec.name} has the joints {spec.skeleton}, the data has {data.skeleton.name}"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.seed)
     run = _Run(spec, recipe, device, steps=len(data) // recipe.batch * recipe.epochs)

@@ -184,6 +184,12 @@ def test_loss_falls_and_validation_is_logged(tmp_path):
     assert "mode" not in rows[0]
 
 
+def test_a_model_of_other_joints_is_refused(tmp_path):
+    data = TrainingSet([drawn_people(tmp_path)])
+    with pytest.raises(ModelError, match="cpn50 has the joints coco17, the data has lsp14"):
+        fit(model_spec("cpn50"), data, recipe(), tmp_path / "run")
+
+
 def test_a_folder_of_another_recipe_and_a_damaged_checkpoint_are_refused(tmp_path):
     data = TrainingSet([drawn_people(tmp_path)])
     fit(SPEC, data, recipe(schedule=(((64, 64), 1),)), tmp_path / "run")
