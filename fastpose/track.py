@@ -222,27 +222,31 @@ def predict_boxes(
 ) -> Boxes:
     """Boxes in which to look for these people in the next frame, without a detector.
 
+    The box follows the joints of those whose joints are sure, and stays where it was for the
+    others: a person who is hidden or far off is not lost until the detector looks again.
+
     Args:
         people: of the last frame.
         enlarge: the box round the joints grows by this about its centre; joints lie inside the
             outline of a person.
         joint_score: least score of a joint that counts.
-        person_score: least mean score of all joints; whoever has less is taken to be gone.
+        person_score: least mean score of all joints of a person whose joints are followed.
         min_joints: least number of joints that count.
 
     Returns:
-        One box for each person who is still there, in their order, with their box's score.
+        One box for each person, in their order, with their box's score.
     """
     known = (people.scores >= joint_score) & np.isfinite(people.keypoints).all(axis=2)
-    here = (people.scores.mean(axis=1) >= person_score) & (known.sum(axis=1) >= min_joints)
-    boxes = points_to_boxes(people.keypoints[here], known[here])
-    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-    extents = boxes[:, 2:] - boxes[:, :2]
+    sure = (people.scores.mean(axis=1) >= person_score) & (known.sum(axis=1) >= min_joints)
+    tight = points_to_boxes(people.keypoints[sure], known[sure])
+    centres = (tight[:, :2] + tight[:, 2:]) / 2
+    extents = tight[:, 2:] - tight[:, :2]
     # joints on one line have no area; a person is never thinner than a third of their length
     extents = np.maximum(extents, extents.max(axis=1, keepdims=True) / 3) * enlarge
-    sound = (extents > 0).all(axis=1)
-    boxes = np.concatenate((centres - extents / 2, centres + extents / 2), axis=1)
-    return Boxes(boxes[sound].astype(np.float32), people.box_scores[here][sound])
+    wide = np.concatenate((centres - extents / 2, centres + extents / 2), axis=1)
+    boxes = people.boxes.copy()
+    boxes[sure] = np.where((extents > 0).all(axis=1)[:, None], wide, boxes[sure])
+    return Boxes(boxes, people.box_scores)
 
 
 def _area(boxes: Floats) -> Floats:

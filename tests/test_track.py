@@ -199,14 +199,14 @@ def test_predicted_boxes_hold_the_confident_joints():
     assert boxes.boxes.dtype == np.float32
 
 
-def test_people_who_are_gone_are_not_predicted():
+def test_people_without_sure_joints_are_looked_for_where_they_were():
     people = people_at((100, 200), (300, 200), (500, 200))
     scores, points = people.scores.copy(), people.keypoints.copy()
     scores[0] = 0.05
     points[2], scores[2] = np.nan, 0
     boxes = predict_boxes(replace(people, scores=scores, keypoints=points))
-    assert len(boxes) == 1
-    assert boxes.boxes[0, 0] > 200
+    np.testing.assert_array_equal(boxes.boxes[[0, 2]], people.boxes[[0, 2]])
+    assert not np.array_equal(boxes.boxes[1], people.boxes[1])  # this one follows the joints
     assert len(predict_boxes(People.empty(LSP14))) == 0
 
 
