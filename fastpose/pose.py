@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -21,6 +22,7 @@ from fastpose.track import Tracker, predict_boxes
 from fastpose.types import Boxes, Frame, People
 
 Image = npt.NDArray[np.uint8]
+FRAME_TIME = 1 / 30  # seconds between frames that have no time of their own, such as pictures
 
 
 class Pose:
@@ -85,7 +87,13 @@ class Pose:
         *,
         boxes: Sequence[npt.NDArray[np.floating]] | None = None,
     ) -> list[People]:
-        """The people of several frames, which share the network's batches; see `__call__`."""
+        """The people of several frames, which share the network's batches; see `__call__`.
+
+        Raises:
+            ValueError: as `__call__`; `frames` is one frame, or `boxes` are not as many.
+        """
+        if isinstance(frames, np.ndarray) and frames.ndim < 4:
+            raise ValueError(f"frames must be several frames, got one array {list(frames.shape)}")
         images = [as_bgr(frame) for frame in frames]
         if boxes is None:
             people = estimate(images, self._detector(images), self._engine)
@@ -113,7 +121,8 @@ class Pose:
                 `fastpose.frames.open_source`, which stays open.
             detect_every: search for people in every n-th frame; in between, the boxes follow the
                 joints found last.
-            track: give each person a number that stays (`People.ids`).
+            track: give each person a number that stays (`People.ids`). Pictures, which have no
+                time of their own, count as 1/30 s apart.
             smooth: "one-euro" filters the joints over time, which implies `track`.
             boxes: boxes of each frame from a file, instead of the detector's.
             max_frames: stop after as many; of an opened source, it decides.
@@ -165,14 +174,16 @@ class Follower:
         self._filter: Any = OneEuro() if smooth else None
         self._last: People | None = None
         self._age = 0
+        self._time = -math.inf
 
     def __call__(self, frame: Frame, boxes: BoxesFile | None = None) -> People:
         """The people of the next frame of the stream."""
         people = self._find(frame, boxes)
+        self._time = frame.time if frame.time > self._time else self._time + FRAME_TIME
         if self._tracker:
-            people = self._tracker.update(people, frame.time)
+            people = self._tracker.update(people, self._time)
         self._last = people
-        return self._filter.smooth(people, frame.time) if self._filter else people
+        return self._filter.smooth(people, self._time) if self._filter else people
 
     def _find(self, frame: Frame, boxes: BoxesFile | None) -> People:
         if boxes is not None:

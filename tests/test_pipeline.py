@@ -161,6 +161,11 @@ def test_bad_boxes_are_refused(boxes, text):
         pose_with(Everywhere())(dotted(), boxes=boxes)
 
 
+def test_one_frame_is_no_batch():
+    with pytest.raises(ValueError, match=r"several frames, got one array \[240, 320, 3\]"):
+        pose_with(Everywhere()).batch(dotted())
+
+
 def test_frames_and_boxes_must_be_as_many():
     with pytest.raises(ValueError, match="boxes must have 2 entries, got 1"):
         pose_with(Everywhere()).batch([dotted(), dotted()], boxes=[np.zeros((0, 4))])
@@ -183,12 +188,13 @@ def test_duplicates_are_dropped_and_order_is_kept():
 
 
 def test_detect_every_follows_joints_in_between():
-    """Between searches the box goes with the joints; a person who has gone is dropped."""
+    """Between searches nobody is lost, not even who has too few sure joints to be followed."""
     detector = Everywhere(box_round(60, 80))
     pose = pose_with(detector)
     follower = Follower(pose, detect_every=3)
     for i in range(7):
-        follower(Frame(dotted((60 + i, 80)), i, i / 10))
+        people = follower(Frame(dotted((60 + i, 80)), i, i / 10))
+        np.testing.assert_allclose(people.keypoints[:, 0], [[60 + i, 80]], atol=0.5)
     assert detector.calls == 3  # frames 0, 3 and 6
 
 
@@ -204,6 +210,14 @@ def test_tracks_keep_their_numbers_and_smoothing_needs_them():
         Follower(pose, smooth="median")
     with pytest.raises(ValueError, match="detect_every must be at least 1"):
         Follower(pose, detect_every=0)
+
+
+def test_pictures_of_a_folder_are_smoothed_as_time_goes_on(tmp_path):
+    for i in range(8):
+        cv2.imwrite(str(tmp_path / f"{i}.png"), dotted((60 + 3 * i, 80)))
+    pose = pose_with(Everywhere(box_round(70, 80)))
+    seen = [p.keypoints[0, 0, 0] for _, p in pose.stream(tmp_path, smooth="one-euro")]
+    assert (np.diff(seen) > 0.5).all()  # the time of every picture is 0, yet nothing stands still
 
 
 def test_stream_yields_every_frame_of_a_folder_in_order(tmp_path):
