@@ -45,22 +45,28 @@ class Progress:
         """Count, and show it when it is time to; `note` follows the figures."""
         self.done += count
         now = self._clock()
+        if self.done == self._total:  # `finish` shows that
+            return
         if now - self._shown >= (ON_SCREEN if self._screen else IN_LOG):
             self._shown = now
-            self._write(note)
+            self._write([self._left(), note])
 
     def finish(self, note: str = "") -> None:
-        """Show the last figures, and end the line."""
-        self._write(note)
+        """Show the last figures, whether all is done or not, and end the line."""
+        self._write([note])
         if self._screen:
             print(file=sys.stderr)
 
-    def _write(self, note: str) -> None:
+    def _left(self) -> str:
+        """How long the rest will take at the rate so far; nothing where that is not known."""
+        if self._total is None or not 0 < self.done < self._total:
+            return ""
+        return f"{_span((self._total - self.done) / max(self.rate, 1e-9))} left"
+
+    def _write(self, notes: list[str]) -> None:
         of = "" if self._total is None else f"/{self._total}"
         parts = [f"{self._label}: {self.done}{of} {self._unit}", f"{self.rate:.1f}/s"]
-        if self._total is not None and self.done < self._total:
-            parts.append(f"{_span((self._total - self.done) / max(self.rate, 1e-9))} left")
-        line = ", ".join([*parts, *([note] if note else [])])
+        line = ", ".join([*parts, *(note for note in notes if note)])
         if self._screen:
             print(f"\r\x1b[2K{line}", end="", file=sys.stderr, flush=True)
         else:
