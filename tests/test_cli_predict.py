@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import cv2
@@ -150,6 +151,7 @@ def test_a_bad_source_is_one_line_that_names_it(tmp_path, make, capsys):
         (["--detector-layout", "ssd", "--detector", "x.onnx"], "unknown layout 'ssd'; known:"),
         (["--boxes", "absent.csv"], "absent.csv"),
         (["--engine", "absent.json"], "absent.json"),
+        (["--engine", "opencv"], "unknown engine 'opencv'; known: auto, openvino"),
     ],
 )
 def test_a_wrong_choice_is_one_line_that_names_it(tmp_path, words, text, capsys):
@@ -275,14 +277,38 @@ def test_a_reader_that_leaves_is_no_error(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("verb", "words"),
-    [("predict", ["--detect-every", "0", "x"]), ("predict", ["--save", "xml", "x"])],
+    ("words", "text"),
+    [
+        ([], "VERB"),
+        (["predict"], "source"),
+        (["predict", "--detect-every", "0", "x"], "--detect-every: must be a whole number from 1"),
+        (["predict", "--max-frames", "all", "x"], "--max-frames: must be a whole number from 1"),
+        (["predict", "--min-score", "high", "x"], "--min-score: must be a number from 0 to 1"),
+        (["predict", "--save", "xml", "x"], "--save: unknown ['xml']; choose from jsonl,csv"),
+        (["eval", "--data", "lsp:x"], "MODEL --predictions"),
+    ],
 )
-def test_arguments_are_checked_before_anything_runs(verb, words, capsys):
+def test_arguments_are_checked_before_anything_runs(words, text, capsys):
     with pytest.raises(SystemExit) as stop:
-        main([verb, *words])
+        main(words)
     assert stop.value.code == 2
-    assert "usage:" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert text in line
+    assert line.endswith("--help")
+
+
+def test_a_warning_is_one_line(capsys, monkeypatch):
+    """Random weights are told without the line of our source that asked for the engine."""
+
+    def warn(args):
+        warnings.warn("there are no weights", UserWarning, stacklevel=1)
+        return 0
+
+    monkeypatch.setattr("fastpose.cli.models.run", warn)
+    shown = warnings.showwarning
+    assert main(["models"]) == 0
+    assert capsys.readouterr().err == "fastpose models: warning: there are no weights\n"
+    assert warnings.showwarning is shown
 
 
 def test_models_and_doctor(capsys):

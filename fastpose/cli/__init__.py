@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
+from collections.abc import Callable
 from importlib import import_module
+from typing import Any, NoReturn
 
 from fastpose import __version__
 from fastpose.errors import FastposeError
@@ -21,9 +24,16 @@ INTERRUPTED = 130
 UNUSABLE = 2
 
 
+class _Parser(argparse.ArgumentParser):
+    """Tells what is wrong in one line, as for every other fault, instead of all options."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(UNUSABLE, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
 def parser() -> argparse.ArgumentParser:
     """All verbs and their options."""
-    top = argparse.ArgumentParser(prog="fastpose", description="Human pose estimation.")
+    top = _Parser(prog="fastpose", description="Human pose estimation.")
     top.add_argument("--version", action="version", version=f"fastpose {__version__}")
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, (module, text) in VERBS.items():
@@ -42,7 +52,9 @@ def main(argv: list[str] | None = None) -> int:
     """
     args = parser().parse_args(argv)
     try:
-        return int(import_module(f"fastpose.cli.{VERBS[args.verb][0]}").run(args))
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn(args.verb)
+            return int(import_module(f"fastpose.cli.{VERBS[args.verb][0]}").run(args))
     except FastposeError as error:
         if args.debug:
             raise
@@ -55,3 +67,12 @@ def main(argv: list[str] | None = None) -> int:
         # whoever read our output has gone; Python would complain again when it flushes at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _warn(verb: str) -> Callable[..., None]:
+    """A warning in one line, without the place in the source that Python shows."""
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        print(f"fastpose {verb}: warning: {str(message).partition("\n")[0]}", file=sys.stderr)
+
+    return show

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import math
+from pathlib import Path
+
+from fastpose.errors import BackendError
 
 ENGINES = ("auto", "openvino", "onnxruntime", "torch", "tensorrt")
 PRECISIONS = ("auto", "f32", "bf16", "f16")
@@ -26,21 +30,33 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
 
 
 def engine_kind(engine: str) -> tuple[str, str | None]:
-    """Split `--engine` into the kind and, where it names a file, that file."""
-    return (engine, None) if engine in ENGINES else ("auto", engine)
+    """Split `--engine` into the kind and, where it names a file, that file.
+
+    Raises:
+        BackendError: it is neither a kind nor looks like a file.
+    """
+    if engine in ENGINES:
+        return engine, None
+    if not Path(engine).suffix and not Path(engine).exists():
+        known = ", ".join(ENGINES)
+        raise BackendError(f"unknown engine {engine!r}; known: {known}, or an engine's file")
+    return "auto", engine
 
 
 def positive(text: str) -> int:
     """An argument that counts something."""
-    number = int(text)
+    number = int(text) if text.strip().isdecimal() else 0
     if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1, got {text!r}")
     return number
 
 
 def share(text: str) -> float:
     """An argument between 0 and 1."""
-    number = float(text)
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
     if not 0 <= number <= 1:
-        raise argparse.ArgumentTypeError(f"must be from 0 to 1, got {number}")
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1, got {text!r}")
     return number
