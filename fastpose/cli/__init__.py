@@ -73,6 +73,7 @@ def _warn(verb: str) -> Callable[..., None]:
     """A warning in one line, without the place in the source that Python shows."""
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        print(f"fastpose {verb}: warning: {str(message).partition("\n")[0]}", file=sys.stderr)
+        first = str(message).partition("\n")[0]
+        print(f"fastpose {verb}: warning: {first}", file=sys.stderr)
 
     return show
