@@ -1,4 +1,4 @@
-"""The kernels: each a function with a torch reference beside it and a `backend=` argument."""
+"""The kernels: each a function with its reference beside it and a `backend=` argument."""
 
 from fastpose.ops.decode import decode
 from fastpose.ops.render import render

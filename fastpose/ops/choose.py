@@ -1,12 +1,15 @@
-"""Which kernel runs: the only place that knows what this machine has."""
+"""Which kernel runs: the only place that knows what this machine has, and what an array is."""
 
 from __future__ import annotations
 
 import functools
 import importlib.util
 import os
+import sys
 import warnings
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Hashable
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -24,34 +27,76 @@ def device_kind(array: Array) -> str:
     return "cpu" if isinstance(array, np.ndarray) else str(array.device.type)
 
 
-def choose(backend: str | None, array: Array, kernels: tuple[str, ...]) -> str:
+def type_name(array: Array) -> str:
+    """The type of the elements in numpy's words, such as "float32"; "bfloat16" for torch's."""
+    return _dtype_name(array.dtype)
+
+
+@functools.cache  # the text of a dtype takes longer to make than all other checks together
+def _dtype_name(dtype: Hashable) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def check_array(name: str, value: Any) -> None:
+    """Raise ValueError unless the argument called `name` is a numpy array or a torch tensor."""
+    torch = sys.modules.get("torch")  # without it there can be no tensor
+    if not isinstance(value, np.ndarray) and not (torch and isinstance(value, torch.Tensor)):
+        came = type(value).__name__
+        raise ValueError(f"{name} must be a numpy array or a torch tensor, got {came}")
+
+
+def check_stream(stream: int | None, name: str, array: Array) -> None:
+    """Raise ValueError if a stream is given for an array, called `name`, that is not on CUDA."""
+    if stream is not None and device_kind(array) != "cuda":
+        raise ValueError(f"stream must be None for {name} on {device_kind(array)}, got {stream}")
+
+
+def on_stream(stream: int | None, array: Array) -> AbstractContextManager[Any]:
+    """In this context torch works on the CUDA stream of that handle; None changes nothing."""
+    if stream is None:
+        return nullcontext()
+    import torch
+
+    return torch.cuda.stream(torch.cuda.ExternalStream(stream, device=array.device))
+
+
+def choose(
+    backend: str | None, array: Array, kernels: tuple[str, ...], *, reference: str = "torch"
+) -> str:
     """The kernel that works on `array`.
 
     Args:
-        backend: a name from `kernels` or "reference"; None takes the first kernel that can.
+        backend: a name from `kernels` or "reference"; None takes the first kernel that can, at
+            last the reference, with a warning where a kernel was to be expected.
         array: the main argument; its device decides.
-        kernels: what the op has besides its torch reference, fastest first.
+        kernels: what the op has besides its reference, fastest first.
+        reference: the library in which the reference is written, "torch" or "numpy".
 
     Returns:
-        `backend`, or for None the first usable name, at last "reference".
+        `backend`, or for None the first usable name.
 
     Raises:
-        BackendError: `backend` was named and cannot run on this array.
+        BackendError: `backend` was named and cannot run on this array, or nothing can.
     """
     device = device_kind(array)
-    if backend is None:
-        usable = [name for name in kernels if _usable(name, device) and _is_fast(name, device)]
-        if not usable and device == "cuda":
-            warnings.warn("no kernel for cuda: using the torch reference", stacklevel=3)
-        return usable[0] if usable else "reference"
-    usable = [name for name in (*kernels, "reference") if _usable(name, device)]
-    if backend not in usable:
-        options = ", ".join(usable)
-        raise BackendError(f"backend {backend!r} cannot run on {device}; usable: {options}")
-    return backend
+    usable = [name for name in kernels if _usable(name, device)]
+    if _has(reference):
+        usable.append("reference")
+    if backend is not None:
+        if backend not in usable:
+            options = ", ".join(usable) or "none"
+            raise BackendError(f"backend {backend!r} cannot run on {device}; usable: {options}")
+        return backend
+    fast = next((name for name in usable if _is_fast(name, device)), None)
+    if fast is None:
+        raise BackendError(
+            f"{_missing(device)}, and {reference} is not installed for the reference"
+        )
+    if fast == "reference" and kernels and (device == "cuda" or "cpp" in kernels):
+        warnings.warn(f"{_missing(device)}: using the {reference} reference", stacklevel=3)
+    return fast
 
 
-@functools.cache
 def _usable(name: str, device: str) -> bool:
     match name:
         case "cpp":
@@ -61,7 +106,7 @@ def _usable(name: str, device: str) -> bool:
         case "triton":
             return _has("triton") and (device == "cuda" or _interpreted())
         case _:
-            return _has("torch")
+            return False
 
 
 def _is_fast(name: str, device: str) -> bool:
@@ -69,10 +114,15 @@ def _is_fast(name: str, device: str) -> bool:
     return name != "triton" or device == "cuda"
 
 
+def _missing(device: str) -> str:
+    return "fastpose._C is not built" if device == "cpu" else f"there is no kernel for {device}"
+
+
 def _interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
+@functools.cache
 def _has(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 

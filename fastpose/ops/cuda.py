@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fastpose import _C_cuda
-from fastpose.ops.choose import Array
+from fastpose.ops.choose import Array, on_stream
 
 if TYPE_CHECKING:
     import torch
@@ -28,12 +28,7 @@ def warp(
     import torch
 
     device = frames.device
-    chosen = (
-        torch.cuda.current_stream(device)
-        if stream is None
-        else torch.cuda.ExternalStream(stream, device=device)
-    )
-    with torch.cuda.device(device), torch.cuda.stream(chosen):
+    with torch.cuda.device(device), on_stream(stream, frames):
         pixels = _dense(frames, options.layout)
         matrices = torch.as_tensor(affines).to(device, torch.float32).contiguous()
         index = None
@@ -52,7 +47,7 @@ def warp(
             "out_type": str(out.dtype).removeprefix("torch."),
             "swap_rb": options.swap_rb,
             "channels_last": options.out_layout == "nhwc",
-            "stream": chosen.cuda_stream,
+            "stream": torch.cuda.current_stream(device).cuda_stream,
         }
         if options.layout == "chw":
             _warp_maps(pixels, options, common)

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from fastpose.ops.choose import Array, choose, device_kind
+from fastpose.ops.choose import (
+    Array,
+    check_array,
+    check_stream,
+    choose,
+    device_kind,
+    on_stream,
+    type_name,
+)
 
 Doubles = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
@@ -126,27 +134,24 @@ def decode(
     _check_choices(method, stages, flip_shift, peaks, sigma, peak_value)
     joints = heatmaps.shape[-3]
     _check_companions(heatmaps, flipped, flip_pairs, affines)
-    if stream is not None and device_kind(heatmaps) != "cuda":
-        raise ValueError(
-            f"stream must be None for heatmaps on {device_kind(heatmaps)}, got {stream}"
-        )
+    check_stream(stream, "heatmaps", heatmaps)
     options = DecodeOptions(
         method=method,
         stages=stages,
-        flip_shift=flip_shift,
-        peaks=peaks,
+        flip_shift=int(flip_shift),
+        peaks=int(peaks),
         peak_value=peak_value,
         partner=_partners(flip_pairs or (), joints),
         taps=blur_taps(CPN_RADIUS if method == "cpn" else blur_radius(sigma)),
     )
-    # The reference is numpy and runs everywhere.
-    match "reference" if backend == "reference" else choose(backend, heatmaps, kernels=("cpp",)):
+    match choose(backend, heatmaps, kernels=("cpp",), reference="numpy"):
         case "cpp":
             from fastpose.ops import cpp
 
             points, scores = cpp.decode(heatmaps, flipped, affines, options)
         case _:
-            points, scores = decode_reference(heatmaps, flipped, affines, options)
+            with on_stream(stream, heatmaps):
+                points, scores = decode_reference(heatmaps, flipped, affines, options)
     return (points, scores) if peaks > 1 else (points[:, :, 0], scores[:, :, 0])
 
 
@@ -366,7 +371,7 @@ def _host(array: Array) -> npt.NDArray:
     if isinstance(array, np.ndarray):
         return array
     array = array.detach().cpu()
-    return (array.float() if _type_name(array) == "bfloat16" else array).numpy()
+    return (array.float() if type_name(array) == "bfloat16" else array).numpy()
 
 
 def _like(result: npt.NDArray, array: Array) -> Array:
@@ -379,15 +384,6 @@ def _like(result: npt.NDArray, array: Array) -> Array:
     return torch.from_numpy(result).to(array.device)
 
 
-def _type_name(array: Array) -> str:
-    return _dtype_name(array.dtype)
-
-
-@functools.cache  # numpy takes several microseconds for it
-def _dtype_name(dtype: Hashable) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 def _partners(pairs: Sequence[tuple[int, int]], joints: int) -> npt.NDArray[np.int32]:
     partner = np.arange(joints, dtype=np.int32)
     for a, b in pairs:
@@ -398,13 +394,14 @@ def _partners(pairs: Sequence[tuple[int, int]], joints: int) -> npt.NDArray[np.i
 
 
 def _check_maps(heatmaps: Array) -> None:
+    check_array("heatmaps", heatmaps)
     shape = list(heatmaps.shape)
     if len(shape) not in (4, 5) or min(shape[-2:]) < 1 or (len(shape) == 5 and shape[0] < 1):
         raise ValueError(
             "heatmaps must be [N, K, h, w] or [S, N, K, h, w] with at least one cell and stage, "
             f"got {shape}"
         )
-    if _type_name(heatmaps) not in TYPES:
+    if type_name(heatmaps) not in TYPES:
         raise ValueError(f"heatmaps must be {', '.join(TYPES)}, got {heatmaps.dtype}")
 
 
@@ -417,8 +414,8 @@ def _check_choices(
         raise ValueError(f"stages must be one of {', '.join(STAGES)}, got {stages!r}")
     if flip_shift not in (0, 1):
         raise ValueError(f"flip_shift must be 0 or 1, got {flip_shift!r}")
-    if peaks < 1 or (peaks > 1 and method == "cpn"):
-        raise ValueError(f"peaks must be at least 1, and 1 for method 'cpn', got {peaks!r}")
+    if peaks != int(peaks) or peaks < 1 or (peaks > 1 and method == "cpn"):
+        raise ValueError(f"peaks must be whole, at least 1, and 1 for method 'cpn', got {peaks!r}")
     for name, value in (("sigma", sigma), ("peak_value", peak_value)):
         if not (math.isfinite(value) and value > 0):
             raise ValueError(f"{name} must be positive and finite, got {value!r}")
@@ -446,7 +443,7 @@ def _check_companions(
         if not isinstance(affines, kind) or device_kind(affines) != device:
             raise ValueError(f"affines must be a {kind.__name__} on {device} like heatmaps")
         expected = [heatmaps.shape[-4], 2, 3]
-        if list(affines.shape) != expected or _type_name(affines) not in ("float32", "float64"):
+        if list(affines.shape) != expected or type_name(affines) not in ("float32", "float64"):
             raise ValueError(
                 f"affines must be {expected} float32 or float64, "
                 f"got {list(affines.shape)} {affines.dtype}"

@@ -213,6 +213,11 @@ def _megvii_kernel(sigma: float) -> tuple[float, ...]:
 
 
 def _check(points: Tensor, visible: Tensor, size: tuple[int, int], style: str, people: str) -> None:
+    import torch
+
+    for name, value in (("points", points), ("visible", visible)):
+        if not isinstance(value, torch.Tensor):
+            raise ValueError(f"{name} must be a torch tensor, got {type(value).__name__}")
     shape = list(points.shape)
     fits = len(shape) in (3, 4) and shape[-1] == 2 and shape[-2] >= 1
     if not fits or not points.is_floating_point():
@@ -220,9 +225,10 @@ def _check(points: Tensor, visible: Tensor, size: tuple[int, int], style: str, p
             "points must be [N, K, 2] or [N, P, K, 2], K at least 1, and floating, "
             f"got {shape} {points.dtype}"
         )
-    if visible.shape != points.shape[:-1]:
+    if visible.shape != points.shape[:-1] or visible.device != points.device:
         raise ValueError(
-            f"visible must be {list(points.shape[:-1])} like points, got {list(visible.shape)}"
+            f"visible must be {list(points.shape[:-1])} on {points.device} like points, "
+            f"got {list(visible.shape)} on {visible.device}"
         )
     if len(size) != 2 or min(size) < 1:
         raise ValueError(f"size must be (h, w), at least 1 cell each, got {tuple(size)}")

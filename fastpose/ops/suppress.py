@@ -70,6 +70,8 @@ def suppress_boxes(
     _check_array("scores", scores, (len(boxes),))
     if classes is None:
         classes = np.zeros(len(boxes), np.int64)
+    elif not isinstance(classes, np.ndarray):
+        raise ValueError(f"classes must be a numpy array, got {type(classes).__name__}")
     elif classes.shape != scores.shape or classes.dtype.kind not in "iu":
         raise ValueError(
             f"classes must be [{len(boxes)}] integers, got {list(classes.shape)} {classes.dtype}"
@@ -230,8 +232,7 @@ def _suppress(
 
 
 def _use_cpp(backend: str | None, array: npt.NDArray) -> bool:
-    # The reference is numpy and runs everywhere.
-    return backend != "reference" and choose(backend, array, kernels=("cpp",)) == "cpp"
+    return choose(backend, array, kernels=("cpp",), reference="numpy") == "cpp"
 
 
 def _check_array(name: str, array: npt.NDArray, shape: tuple[int | None, ...]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from fastpose.errors import BackendError
-from fastpose.ops.choose import Array, choose, device_kind
+from fastpose.ops.choose import (
+    Array,
+    check_array,
+    check_stream,
+    choose,
+    device_kind,
+    on_stream,
+    type_name,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -135,13 +144,15 @@ def warp(
     )
     _check_options(options)
     frames = frames[None] if frames.ndim == 3 and layout == "hwc" else frames
-    _check_affines(affines)
-    _check_source(source, len(affines), len(frames))
+    _check_affines(affines, frames)
+    _check_source(source, len(affines), frames)
+    check_stream(stream, "frames", frames)
     shape = options.out_shape(len(affines))
     _check_out(out, frames, shape, dtype)
     name = _choose(backend, frames, layout)
     if name == "reference":
-        return _by_reference(frames, affines, source, out, dtype, options)
+        with on_stream(stream, frames):
+            return _by_reference(frames, affines, source, out, dtype, options)
     result = _empty(shape, dtype, frames) if out is None else out
     if len(affines) == 0:
         return result
@@ -268,7 +279,7 @@ def _by_reference(
     index = torch.zeros(len(affines)) if source is None else _as_torch(source)
     result = warp_reference(
         pixels.float(),
-        _as_torch(affines).to(pixels.device),
+        _as_torch(affines).to(pixels.device, torch.float32),
         index.to(pixels.device, torch.int64),
         options,
     )
@@ -293,9 +304,9 @@ def _choose(backend: str | None, frames: Array, layout: str) -> str:
     if layout == "nv12" and device != "cuda":
         raise BackendError(f'layout "nv12" needs frames on cuda, got {device}')
     if _needs_gradient(frames):
-        if backend in ("cpp", "cuda"):
+        if backend not in (None, "reference"):
             raise BackendError(f"backend {backend!r} has no gradient; usable: reference")
-        return choose("reference", frames, ())
+        return "reference"
     return choose(backend, frames, ("cpp", "cuda"))
 
 
@@ -328,24 +339,16 @@ def _numbers(values: Sequence[float] | None) -> tuple[float, ...] | None:
     return None if values is None else tuple(float(value) for value in values)
 
 
-def _type_name(array: Array) -> str:
-    return _dtype_name(array.dtype)
-
-
-@functools.cache  # the text of a dtype takes longer to make than all other checks together
-def _dtype_name(dtype: Any) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 def _check_frames(frames: Array, layout: str, matrix: str) -> None:
+    check_array("frames", frames)
     if layout not in LAYOUTS:
         raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
     if matrix not in MATRICES:
         raise ValueError(f"matrix must be one of {', '.join(MATRICES)}, got {matrix!r}")
     shape = list(frames.shape)
-    if _type_name(frames) not in LAYOUTS[layout]:
+    if type_name(frames) not in LAYOUTS[layout]:
         types = " or ".join(LAYOUTS[layout])
-        raise ValueError(f"frames of layout {layout!r} must be {types}, got {_type_name(frames)}")
+        raise ValueError(f"frames of layout {layout!r} must be {types}, got {type_name(frames)}")
     match layout:
         case "hwc":
             expected = "[H >= 1, W >= 1, 3] or [T, H >= 1, W >= 1, 3]"
@@ -361,9 +364,13 @@ def _check_frames(frames: Array, layout: str, matrix: str) -> None:
 
 
 def _check_size(size: tuple[int, int]) -> tuple[int, int]:
-    if len(size) != 2 or any(int(side) != side or side < 1 for side in size):
+    try:
+        height, width = map(operator.index, size)
+    except (TypeError, ValueError):
+        height = width = 0
+    if min(height, width) < 1:
         raise ValueError(f"size must be (h, w), whole numbers from 1, got {size}")
-    return int(size[0]), int(size[1])
+    return height, width
 
 
 def _check_options(options: WarpOptions) -> None:
@@ -380,26 +387,36 @@ def _check_options(options: WarpOptions) -> None:
         raise ValueError(f"area must be a whole number from 1 to 16, got {options.area}")
 
 
-def _check_affines(affines: Array) -> None:
+def _check_device(name: str, array: Array, frames: Array) -> None:
+    allowed = dict.fromkeys(("cpu", device_kind(frames)))
+    if device_kind(array) not in allowed:
+        raise ValueError(f"{name} must be on {' or '.join(allowed)}, got {device_kind(array)}")
+
+
+def _check_affines(affines: Array, frames: Array) -> None:
+    check_array("affines", affines)
+    _check_device("affines", affines, frames)
     if affines.ndim != 3 or tuple(affines.shape[1:]) != (2, 3):
         raise ValueError(f"affines must be [N, 2, 3], got {list(affines.shape)}")
-    if _type_name(affines) not in ("float32", "float64"):
-        raise ValueError(f"affines must be float32 or float64, got {_type_name(affines)}")
+    if type_name(affines) not in ("float32", "float64"):
+        raise ValueError(f"affines must be float32 or float64, got {type_name(affines)}")
 
 
-def _check_source(source: Array | None, count: int, frames: int) -> None:
+def _check_source(source: Array | None, count: int, frames: Array) -> None:
     if source is None:
-        if frames != 1 and count:
-            raise ValueError(f"source must be given for {frames} frames, got None")
+        if len(frames) != 1 and count:
+            raise ValueError(f"source must be given for {len(frames)} frames, got None")
         return
-    if tuple(source.shape) != (count,) or "int" not in _type_name(source):
+    check_array("source", source)
+    _check_device("source", source, frames)
+    if tuple(source.shape) != (count,) or "int" not in type_name(source):
         raise ValueError(
-            f"source must be [{count}] integers, got {list(source.shape)} {_type_name(source)}"
+            f"source must be [{count}] integers, got {list(source.shape)} {type_name(source)}"
         )
     if device_kind(source) == "cpu" and count:
         low, high = int(source.min()), int(source.max())
-        if low < 0 or high >= frames:
-            raise ValueError(f"source must be from 0 to {frames - 1}, got {low} to {high}")
+        if low < 0 or high >= len(frames):
+            raise ValueError(f"source must be from 0 to {len(frames) - 1}, got {low} to {high}")
 
 
 def _check_out(out: Array | None, frames: Array, shape: tuple[int, ...], dtype: str) -> None:
@@ -410,18 +427,22 @@ def _check_out(out: Array | None, frames: Array, shape: tuple[int, ...], dtype: 
         if host and dtype == "bfloat16":
             raise ValueError('dtype "bfloat16" needs frames that are a torch tensor, got numpy')
         return
-    if isinstance(out, np.ndarray) != host or device_kind(out) != device_kind(frames):
-        kind = "a numpy array" if host else f"a tensor on {device_kind(frames)}"
-        raise ValueError(f"out must be {kind} as frames is, got {type(out).__name__}")
-    if tuple(out.shape) != shape or _type_name(out) not in TYPES:
+    check_array("out", out)
+    if _place(out) != _place(frames):
+        raise ValueError(f"out must be {_place(frames)} as frames is, got {_place(out)}")
+    if tuple(out.shape) != shape or type_name(out) not in TYPES:
         raise ValueError(
             f"out must be {list(shape)} float32, float16 or bfloat16, "
-            f"got {list(out.shape)} {_type_name(out)}"
+            f"got {list(out.shape)} {type_name(out)}"
         )
     if not _is_dense(out):
         raise ValueError("out must be dense (C-contiguous) and writable")
     if _needs_gradient(frames):
         raise ValueError("out cannot be used where frames needs a gradient")
+
+
+def _place(array: Array) -> str:
+    return "a numpy array" if isinstance(array, np.ndarray) else f"a tensor on {array.device}"
 
 
 def _is_dense(out: Any) -> bool:

@@ -454,6 +454,7 @@ MAPS = np.zeros((2, 3, 5, 4), np.float32)
 @pytest.mark.parametrize(
     ("words", "arguments"),
     [
+        ("heatmaps must be a numpy array or a torch tensor", {"heatmaps": MAPS.tolist()}),
         ("heatmaps must be .N, K, h, w.", {"heatmaps": MAPS[0]}),
         ("heatmaps must be .N, K, h, w.", {"heatmaps": MAPS[:, :, :0]}),
         ("heatmaps must be float32", {"heatmaps": MAPS.astype(np.float64)}),
@@ -464,7 +465,8 @@ MAPS = np.zeros((2, 3, 5, 4), np.float32)
         ("flip_pairs must be given", {"flipped": MAPS}),
         ("flip_pairs must name channels 0 to 2", {"flipped": MAPS, "flip_pairs": [(1, 3)]}),
         ("flip_shift must be 0 or 1", {"flip_shift": 2}),
-        ("peaks must be at least 1", {"peaks": 0}),
+        ("peaks must be whole, at least 1", {"peaks": 0}),
+        ("peaks must be whole, at least 1", {"peaks": 1.5}),
         ("peaks must be .* 1 for method 'cpn'", {"peaks": 2, "method": "cpn"}),
         ("peak_value must be positive", {"peak_value": 0.0}),
         ("sigma must be positive", {"sigma": float("nan")}),
@@ -482,3 +484,15 @@ def test_bad_arguments(words, arguments):
 def test_a_named_backend_never_falls_back():
     with pytest.raises(BackendError, match="triton"):
         decode(MAPS, backend="triton")
+
+
+@pytest.mark.gpu
+def test_the_copy_to_the_host_waits_for_the_given_stream():
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(100_000_000)  # clock cycles: far longer than a copy takes
+        maps = torch.from_numpy(gaussians([(20.3, 30.8)])).cuda(non_blocking=True)
+    with pytest.warns(UserWarning, match="no kernel for cuda"):
+        points, _ = decode(maps, method="argmax", stream=stream.cuda_stream)
+    assert points.device == maps.device
+    assert points.tolist() == [[[20, 31]]]

@@ -223,6 +223,7 @@ def test_what_is_no_pose(backend):
         ("boxes must be a float32", {"boxes": BOXES.astype(int)}),
         ("scores must be .3.", {"scores": SCORES[:2]}),
         ("classes must be .3. integers", {"classes": np.zeros(3, np.float32)}),
+        ("classes must be a numpy array, got list", {"classes": [0, 0, 1]}),
         ("method must be one of", {"method": "soft"}),
         ("iou must be from 0", {"iou": NAN}),
         ("sigma must be positive", {"sigma": 0}),

@@ -377,7 +377,14 @@ BAD = {
     "affines must be .N, 2, 3., got .1, 3, 3.": {"affines": np.zeros((1, 3, 3), np.float32)},
     "affines must be float32 or float64, got int64": {"affines": np.zeros((1, 2, 3), np.int64)},
     "size must be .h, w., whole numbers from 1, got .0, 4.": {"size": (0, 4)},
+    "frames must be a numpy array or a torch tensor, got list": {"frames": [[[0, 0, 0]]]},
+    "affines must be a numpy array or a torch tensor, got list": {"affines": [[1, 0, 0]]},
+    "affines must be on cpu, got meta": {"affines": torch.empty(1, 2, 3, device="meta")},
     "size must be .h, w., whole numbers from 1, got .4.5, 4.": {"size": (4.5, 4)},
+    "size must be .h, w., whole numbers from 1, got 4": {"size": 4},
+    "source must be a numpy array or a torch tensor, got list": {"source": [0]},
+    "source must be on cpu, got meta": {"source": torch.empty(1, dtype=int, device="meta")},
+    "stream must be None for frames on cpu, got 0": {"stream": 0},
     "source must be given for 2 frames, got None": {"frames": make_frames(4, 4)},
     "source must be .1. integers, got .2. int32": {"source": np.zeros(2, np.int32)},
     "source must be .1. integers, got .1. float32": {"source": np.zeros(1, np.float32)},
@@ -395,7 +402,8 @@ BAD = {
     "area must be a whole number from 1 to 16, got 1.5": {"area": 1.5},
     "dtype must be one of float32, float16, bfloat16, got 'int8'": {"dtype": "int8"},
     'dtype "bfloat16" needs frames that are a torch tensor, got numpy': {"dtype": "bfloat16"},
-    "out must be a numpy array as frames is, got Tensor": {"out": torch.empty(1, 3, 2, 2)},
+    "out must be a numpy array as frames is, got a tensor": {"out": torch.empty(1, 3, 2, 2)},
+    "out must be a numpy array or a torch tensor, got list": {"out": []},
     "out must be .1, 3, 2, 2. .*, got .1, 3, 2, 3. float32": {"out": np.empty((1, 3, 2, 3), "f4")},
     "out must be .1, 3, 2, 2. .*, got .1, 3, 2, 2. float64": {"out": np.empty((1, 3, 2, 2))},
     "out must be dense": {"out": np.empty((1, 3, 2, 4), np.float32)[..., ::2]},
@@ -415,6 +423,23 @@ def test_backends_that_cannot_run():
         warp(frame, identity(), (2, 2), backend="cuda")
     with pytest.raises(BackendError, match='layout "nv12" needs frames on cuda, got cpu'):
         warp(np.zeros((1, 6, 4), np.uint8), identity(), (2, 2), layout="nv12")
+
+
+@pytest.mark.parametrize("backend", ["cpp", "triton"])
+def test_a_named_backend_without_gradient_never_falls_back(backend):
+    maps = torch.zeros(1, 2, 4, 4, requires_grad=True)
+    with pytest.raises(BackendError, match=f"'{backend}' has no gradient; usable: reference"):
+        warp(maps, identity(), (2, 2), layout="chw", backend=backend)
+
+
+def test_every_backend_uses_affines_as_float32():
+    maps = np.arange(60, dtype=np.float32).reshape(1, 1, 2, 30) * 1e4
+    affine = identity(0.1).astype(np.float64) + 1e-9
+    runs = [
+        warp(maps, a, (1, 20), layout="chw", backend="reference")
+        for a in (affine, affine.astype(np.float32))
+    ]
+    np.testing.assert_array_equal(*runs)
 
 
 def test_nv12_colours():

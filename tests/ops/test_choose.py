@@ -1,0 +1,58 @@
+"""The dispatcher on machines that lack a kernel or a library."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+
+from fastpose.errors import BackendError
+from fastpose.ops import choose as dispatch
+from fastpose.ops import decode, suppress_boxes, warp
+
+MAPS = np.eye(5, dtype=np.float32)[None, None]
+FRAME, AFFINE = np.zeros((4, 4, 3), np.uint8), np.zeros((1, 2, 3), np.float32)
+
+
+@pytest.fixture
+def lacking(monkeypatch):
+    """A function that hides modules from the dispatcher."""
+
+    def hide(*names):
+        monkeypatch.setattr(dispatch, "_has", lambda module: module not in names)
+
+    return hide
+
+
+def test_a_reference_in_numpy_needs_no_torch(lacking):
+    lacking("torch")
+    for backend in ("cpp", "reference", None):
+        assert decode(MAPS, backend=backend)[0].shape == (1, 1, 2)
+        suppress_boxes(np.ones((1, 4)), np.ones(1), backend=backend)
+    with pytest.raises(BackendError, match="'triton' cannot run on cpu; usable: cpp, reference"):
+        decode(MAPS, backend="triton")
+
+
+def test_a_reference_in_torch_needs_torch(lacking):
+    lacking("torch")
+    assert warp(FRAME, AFFINE, (2, 2)).shape == (1, 3, 2, 2)
+    with pytest.raises(BackendError, match="'reference' cannot run on cpu; usable: cpp"):
+        warp(FRAME, AFFINE, (2, 2), backend="reference")
+    lacking("torch", "fastpose._C")
+    with pytest.raises(BackendError, match="_C is not built, and torch is not installed"):
+        warp(FRAME, AFFINE, (2, 2))
+    with pytest.raises(BackendError, match="'cpp' cannot run on cpu; usable: none"):
+        warp(FRAME, AFFINE, (2, 2), backend="cpp")
+
+
+def test_kernels_that_were_not_built_are_missed_aloud(lacking):
+    lacking("fastpose._C")
+    with pytest.warns(UserWarning, match="_C is not built: using the numpy reference"):
+        decode(MAPS)
+    with pytest.warns(UserWarning, match="_C is not built: using the torch reference"):
+        warp(FRAME, AFFINE, (2, 2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        decode(MAPS, backend="reference")
+        assert dispatch.choose(None, MAPS, ()) == "reference"  # no kernel was to be expected
