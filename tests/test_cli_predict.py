@@ -92,6 +92,37 @@ def test_every_format_and_several_sources(tmp_path):
     assert not [p for p in out.iterdir() if "part" in p.name]  # nothing temporary is left
 
 
+def test_sources_of_one_name_do_not_replace_each_other(tmp_path):
+    for i, folder in enumerate(("a", "b")):
+        (tmp_path / folder).mkdir()
+        clip(tmp_path / folder / "x.mp4", frames=2 + i)
+        cv2.imwrite(str(tmp_path / folder / "p.png"), np.full((40, 30 + i, 3), 99, np.uint8))
+    sources = [tmp_path / folder / name for folder in "ab" for name in ("x.mp4", "p.png")]
+    out = tmp_path / "out"
+    assert predict(*sources, "--detector", "none", "--video", "--out", out) == 0
+    assert [len(lines(out / f"{name}.people.jsonl")) for name in ("x", "x_2", "p", "p_2")] == [
+        3, 4, 2, 2,
+    ]  # fmt: skip
+    assert [cv2.imread(str(out / f"{name}.pose.png")).shape[1] for name in ("p", "p_2")] == [30, 31]
+    assert (out / "x_2.pose.mp4").exists()
+
+
+def test_what_was_written_is_told(tmp_path, capsys, monkeypatch):
+    for i in range(3):
+        cv2.imwrite(str(tmp_path / f"{i}.png"), np.full((40, 30, 3), 99, np.uint8))
+    out = tmp_path / "out"
+    words = ["--detector", "none", "--video", "--out", out]
+    _, _, errors = predict(tmp_path, *words, capsys=capsys)
+    name = tmp_path.name
+    assert errors.splitlines()[1:] == [
+        f"wrote {out / name}.people.jsonl",
+        f"wrote 3 files in {out / name}.pose",
+    ]
+    monkeypatch.setitem(sys.modules, "av", None)
+    _, _, errors = predict(clip(tmp_path / "a.mp4"), *words, capsys=capsys)
+    assert "a.pose.mp4 (mp4v; the extra fastpose-inference[video] gives H.264)" in errors
+
+
 def test_boxes_from_a_file_and_a_video_with_nobody(tmp_path):
     boxes = tmp_path / "boxes.csv"
     boxes.write_text("frame,x0,y0,x1,y1,score\n1,10,10,60,110,0.9\n1,50,10,90,110,0.8\n")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,8 @@ from fastpose.cli.progress import Progress
 if TYPE_CHECKING:
     from fastpose.detect import BoxesFile
     from fastpose.pose import Pose
+    from fastpose.sinks.files import Sink
+    from fastpose.types import Frame, People
 
 FORMATS = ("jsonl", "csv", "coco", "openpose", "parquet")
 
@@ -23,32 +27,78 @@ FORMATS = ("jsonl", "csv", "coco", "openpose", "parquet")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the verb."""
     parser.add_argument(
-        "source", nargs="+", help="picture, folder, glob, video, camera number, or URL"
+        "source", nargs="+", help="picture, folder, 'glob', video, camera number, or URL"
     )
-    parser.add_argument("--out", type=Path, default=Path("out"), help="folder (default: out)")
     parser.add_argument(
-        "--save", type=_formats, default=("jsonl",), metavar="LIST", help=",".join(FORMATS)
+        "--out",
+        type=Path,
+        default=Path("out"),
+        metavar="DIR",
+        help="folder for the results; files of an earlier run are replaced (default: out)",
     )
-    parser.add_argument("--video", action="store_true", help="write the frames with poses drawn")
-    parser.add_argument("--show", action="store_true", help="show them in a window")
-    parser.add_argument("--min-score", type=share, default=0.3, help="draw joints above this")
-    parser.add_argument("--model", default="default", help="name, see `fastpose models`")
+    parser.add_argument(
+        "--save",
+        type=_formats,
+        default=("jsonl",),
+        metavar="LIST",
+        help=f"some of {','.join(FORMATS)} (default: jsonl)",
+    )
+    parser.add_argument(
+        "--video",
+        action="store_true",
+        help="write the frames with poses drawn, a video or, of pictures, pictures",
+    )
+    parser.add_argument("--show", action="store_true", help="show them in a window; q ends")
+    parser.add_argument(
+        "--min-score",
+        type=share,
+        default=0.3,
+        metavar="SCORE",
+        help="draw joints from this score on; files hold all of them (default: 0.3)",
+    )
+    parser.add_argument(
+        "--model",
+        default="default",
+        metavar="NAME|FILE",
+        help="see `fastpose models`, or a built engine's file",
+    )
     parser.add_argument(
         "--detector",
         default="default",
         metavar="NAME|FILE.onnx|none",
         help="who finds people; none takes the whole frame for one person",
     )
-    parser.add_argument("--detector-layout", metavar="LAYOUT", help="what its outputs mean")
     parser.add_argument(
-        "--detector-score", type=share, default=0.3, help="least score of a person (default: 0.3)"
+        "--detector-layout",
+        metavar="LAYOUT",
+        help="what its outputs mean (default: recognised by their shapes)",
     )
-    parser.add_argument("--boxes", type=Path, metavar="FILE", help="people's boxes, no detector")
+    parser.add_argument(
+        "--detector-score",
+        type=share,
+        default=0.3,
+        metavar="SCORE",
+        help="least score of a person (default: 0.3)",
+    )
+    parser.add_argument(
+        "--boxes",
+        type=Path,
+        metavar="FILE",
+        help="people's boxes in place of a detector: .jsonl, .json (COCO) or .csv",
+    )
     add_engine(parser)
-    parser.add_argument("--detect-every", type=positive, default=1, metavar="N")
+    parser.add_argument(
+        "--detect-every",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="look for people in every N-th frame, follow them in between (default: 1)",
+    )
     parser.add_argument("--track", action="store_true", help="number people over time")
     parser.add_argument("--smooth", action="store_true", help="filter joints over time; tracks")
-    parser.add_argument("--max-frames", type=positive, metavar="N", help="of each source")
+    parser.add_argument(
+        "--max-frames", type=positive, metavar="N", help="stop after N of each source"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -71,7 +121,8 @@ def run(args: argparse.Namespace) -> int:
         device=args.device,
         precision=args.precision,
     ) as pose:
-        sources = [_source(args, pose, source, boxes) for source in args.source]
+        names: set[str] = set()
+        sources = [_source(args, pose, source, boxes, names) for source in args.source]
         manifest = pose.engine.manifest
     if args.json:
         engine = {"kind": manifest.kind, "precision": manifest.precision}
@@ -80,17 +131,21 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _source(
-    args: argparse.Namespace, pose: Pose, what: str, boxes: BoxesFile | None
+    args: argparse.Namespace,
+    pose: Pose,
+    what: str,
+    boxes: BoxesFile | None,
+    names: set[str],
 ) -> dict[str, Any]:
     """One source from its first frame to its last; what was finished is kept whatever happens."""
     from fastpose.frames import open_source
     from fastpose.sinks import open_sinks
 
-    with ExitStack() as stack:
-        source = stack.enter_context(open_source(what, max_frames=args.max_frames))
-        sinks = [
-            stack.enter_context(sink)
-            for sink in open_sinks(
+    sinks: list[Sink] = []
+    try:
+        with open_source(what, max_frames=args.max_frames) as source:
+            own, source.name = source.name, _free_name(source.name, names)
+            sinks += open_sinks(
                 args.save,
                 args.out,
                 source,
@@ -99,37 +154,81 @@ def _source(
                 show=args.show,
                 min_score=args.min_score,
             )
-        ]
-        progress = Progress(source.name, source.count)
-        people_seen = 0
-        try:
-            for frame, people in pose.stream(
+            results = pose.stream(
                 source,
                 detect_every=args.detect_every,
                 track=args.track,
                 smooth="one-euro" if args.smooth else None,
                 boxes=boxes,
-            ):
-                for sink in sinks:
-                    sink.write(frame, people)
-                people_seen += len(people)
-                progress.step(f"{len(people)} people")
-        finally:
-            progress.finish(f"{people_seen} people in all")
+            )
+            # a picture that is drawn, and frames in files, go by the name of their frame
+            renamed = (
+                (replace(frame, name=source.name) if frame.name == own else frame, people)
+                for frame, people in results
+            )
+            progress = Progress(source.name, source.count)
+            seen = _write(renamed, sinks, progress)
+    finally:
+        for sink in sinks:
+            _tell_files(sink)
     if source.warning:
         print(f"fastpose predict: {source.warning}", file=sys.stderr)
-    files = [str(path) for sink in sinks for path in sink.files]
-    for path in files:
-        print(f"wrote {path}", file=sys.stderr)
     return {
         "source": what,
         "frames": progress.done,
-        "people": people_seen,
+        "people": seen,
         "seconds": round(progress.seconds, 3),
         "fps": round(progress.rate, 2),
-        "files": files,
+        "files": [str(path) for sink in sinks for path in sink.files],
         "warning": source.warning,
     }
+
+
+def _write(
+    results: Iterable[tuple[Frame, People]], sinks: Sequence[Sink], progress: Progress
+) -> int:
+    """Write every frame to every sink, which are closed at the end; return how many people."""
+    seen = 0
+    with ExitStack() as stack:
+        for sink in sinks:
+            stack.enter_context(sink)
+        try:
+            for frame, people in results:
+                for sink in sinks:
+                    sink.write(frame, people)
+                seen += len(people)
+                progress.step(_people(len(people)))
+        finally:
+            progress.finish(f"{_people(seen)} in all")
+    return seen
+
+
+def _free_name(name: str, taken: set[str]) -> str:
+    """`name`, or, where a source before has it, with a number, so that no result is replaced."""
+    free, number = name, 1
+    while free in taken:
+        number += 1
+        free = f"{name}_{number}"
+    taken.add(free)
+    return free
+
+
+def _people(count: int) -> str:
+    return "1 person" if count == 1 else f"{count} people"
+
+
+def _tell_files(sink: Sink) -> None:
+    """Say what was written: each file, or how many where there are several."""
+    from fastpose.sinks.video import OpenCVVideoSink
+
+    if len(sink.files) > 1:
+        print(f"wrote {len(sink.files)} files in {sink.files[0].parent}", file=sys.stderr)
+        return
+    for path in sink.files:
+        note = ""
+        if isinstance(sink, OpenCVVideoSink):
+            note = f" ({sink.codec}; the extra fastpose-inference[video] gives H.264)"
+        print(f"wrote {path}{note}", file=sys.stderr)
 
 
 def _header(pose: Pose, what: str) -> dict[str, Any]:
