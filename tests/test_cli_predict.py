@@ -316,6 +316,7 @@ def test_a_reader_that_leaves_is_no_error(tmp_path):
         (["predict", "--max-frames", "all", "x"], "--max-frames: must be a whole number from 1"),
         (["predict", "--min-score", "high", "x"], "--min-score: must be a number from 0 to 1"),
         (["predict", "--save", "xml", "x"], "--save: unknown ['xml']; choose from jsonl,csv"),
+        (["predict", "--detector", "none", "--boxes", "b.csv", "x"], "--boxes: not allowed with"),
         (["eval", "--data", "lsp:x"], "MODEL --predictions"),
     ],
 )
@@ -356,3 +357,22 @@ def test_models_and_doctor(capsys):
     assert report["kernels"]["works"]
     assert main(["doctor"]) == 0
     assert "default model" in capsys.readouterr().out
+
+
+def test_a_trained_model_without_measured_accuracy_is_listed(capsys, monkeypatch):
+    card = {**trained.card("cpn-light"), "accuracy": None}
+    monkeypatch.setattr(trained, "card", lambda name: card)
+    assert main(["models"]) == 0
+    row = capsys.readouterr().out.splitlines()[1]
+    assert row.endswith(" MB (default)")
+
+
+def test_doctor_says_why_cuda_is_not_there(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    main(["doctor", "--json"])
+    report = json.loads(capsys.readouterr().out)
+    assert report["cuda"] == {"works": False, "why": "not looked for: torch is not installed"}
+    main(["doctor"])
+    printed = capsys.readouterr().out
+    assert "{" not in printed
+    assert "first result after" in printed

@@ -65,7 +65,8 @@ def _kernels() -> dict[str, Any]:
 
 def _package(module: str, extra: str, purpose: str) -> dict[str, Any]:
     try:
-        version = str(getattr(import_module(module), "__version__", "installed"))
+        # OpenVINO's goes on with the build and its branch
+        version = str(getattr(import_module(module), "__version__", "installed")).partition("-")[0]
         return {"name": module, "version": version, "purpose": purpose}
     except Exception as error:  # a package may fail in any way when its libraries are missing
         install = f"fastpose-inference[{extra}]" if extra else "fastpose-inference"
@@ -88,7 +89,10 @@ def _openvino() -> dict[str, Any]:
 
 
 def _cuda() -> dict[str, Any]:
-    torch = import_module("torch")
+    try:
+        torch = import_module("torch")
+    except ModuleNotFoundError:
+        return {"works": False, "why": "not looked for: torch is not installed"}
     if not torch.cuda.is_available():
         return {"works": False, "why": "torch finds no CUDA device"}
     return {"works": True, "device": torch.cuda.get_device_name()}
@@ -118,13 +122,22 @@ def _line(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
+def _value(key: str, value: Any) -> str:
+    """`key value`; what stands by itself needs no key."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} ({', '.join(items)})" for name, items in value.items())
+    if key == "first_result_seconds":
+        return f"first result after {value} s"
+    return str(value) if key == "why" else f"{key} {value}"
+
+
 def _print(report: dict[str, Any]) -> None:
     machine = report["machine"]
     print(f"Python {machine['python']} on {machine['system']}")
     for title in ("kernels", "openvino", "cuda", "default_model"):
         values = dict(report[title])
         state = "ok" if values.pop("works") else "no"
-        rest = ", ".join(f"{key} {value}" for key, value in values.items())
+        rest = ", ".join(_value(key, value) for key, value in values.items())
         print(f"{title.replace('_', ' '):<14}{state:<4}{rest}")
     for row in report["packages"]:
         print(f"{row['name']:<14}{row['version'] or 'no':<14}{row.get('why', row['purpose'])}")

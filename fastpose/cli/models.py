@@ -54,5 +54,6 @@ def _row(name: str) -> dict[str, Any]:
 def _weights(row: dict[str, Any]) -> str:
     if not row["trained"]:
         return "none here: random, or your own"
-    scores = ", ".join(f"{key} {value:.1f}" for key, value in (row["accuracy"] or {}).items())
-    return f"{row['megabytes']} MB, {scores}" + (" (default)" if row["default"] else "")
+    scores = [f"{key} {value:.1f}" for key, value in (row["accuracy"] or {}).items()]
+    size = f"{row['megabytes']} MB"
+    return ", ".join([size, *scores]) + (" (default)" if row["default"] else "")

@@ -62,7 +62,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME|FILE",
         help="see `fastpose models`, or a built engine's file",
     )
-    parser.add_argument(
+    who = parser.add_mutually_exclusive_group()
+    who.add_argument(
         "--detector",
         default="default",
         metavar="NAME|FILE.onnx|none",
@@ -80,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SCORE",
         help="least score of a person (default: 0.3)",
     )
-    parser.add_argument(
+    who.add_argument(
         "--boxes",
         type=Path,
         metavar="FILE",
