@@ -26,7 +26,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="training set, such as lsp:DIR or lspet:DIR; repeat for several, twice to count twice",
     )
     parser.add_argument("--val", metavar="KIND:PATH", help="set to measure on, such as lsp:DIR")
-    parser.add_argument("--out", type=Path, required=True, help="checkpoints, log, final weights")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="checkpoints, log, final weights; what is there already is gone on with",
+    )
     parser.add_argument(
         "--schedule",
         type=_schedule,
@@ -34,12 +40,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="HxW:EPOCHS,...",
         help="window sizes in turn (default: 128x96:26,192x160:12)",
     )
-    parser.add_argument("--batch", type=positive, default=32, help="samples a step (default: 32)")
-    parser.add_argument("--rate", type=float, default=2e-3, help="peak rate (default: 0.002)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--precision", choices=("bf16", "f32"), default="bf16")
+    parser.add_argument(
+        "--batch", type=positive, default=32, metavar="N", help="samples a step (default: 32)"
+    )
+    parser.add_argument(
+        "--rate", type=float, default=2e-3, help="peak of the learning rate (default: 0.002)"
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="of the first weights, the order of the samples and their augmentation (default: 0)",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("bf16", "f32"),
+        default="bf16",
+        help="of the passes; weights are f32 (default: bf16)",
+    )
     parser.add_argument("--device", default="auto", help="cpu or cuda (default: cuda if there)")
-    parser.add_argument("--threads", type=positive, help="of the CPU (default: all)")
+    parser.add_argument("--threads", type=positive, metavar="N", help="of the CPU (default: all)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -49,15 +69,14 @@ def run(args: argparse.Namespace) -> int:
     spec = model_spec(args.model)
     torch = _torch()
     from fastpose.datasets import open_data
+    from fastpose.sinks.files import make_folder
     from fastpose.train.data import TrainingSet
     from fastpose.train.loop import Recipe, fit
     from fastpose.train.release import release
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    device = args.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = _device(torch, args.device)
     recipe = Recipe(
         schedule=args.schedule,
         batch=args.batch,
@@ -67,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
     )
     sets = [open_data(text, split="train") for text in args.data]
     validation = open_data(args.val, split="test") if args.val else None
+    make_folder(args.out)
     progress = Progress(spec.name, recipe.epochs, unit="epochs")
 
     def report(row: dict[str, Any]) -> None:
@@ -99,6 +119,19 @@ def _torch() -> Any:
             "training needs torch; install the extra: fastpose-inference[train]"
         ) from None
     return torch
+
+
+def _device(torch: Any, name: str) -> str:
+    from fastpose.errors import BackendError
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # the latter from a torch without CUDA
+        first = str(error).partition("\n")[0]
+        raise BackendError(f"device {name!r} cannot be used by torch: {first}") from None
+    return name
 
 
 def _words() -> list[str]:
