@@ -149,8 +149,8 @@ class ByteWarper {
   // Along x, for one of the `area` samples of every output pixel.
   struct Columns {
     std::vector<double> x;
-    std::vector<int32_t> offsets;  // both only within `interior`, padded for whole vectors
-    std::vector<uint32_t> weights;
+    std::vector<int32_t> offsets;   // both only within `interior`; `weights` has a vector more
+    std::vector<uint32_t> weights;  // than a row, since vectors begin and end anywhere in it
     Span touching, interior;
   };
 
@@ -161,8 +161,8 @@ class ByteWarper {
     for (int i = 0; i < windows_.area; ++i) {
       Columns& columns = columns_[i];
       columns.x.resize(n);
-      columns.offsets.assign(pitch_, 0);
-      columns.weights.assign(pitch_, 0);
+      columns.offsets.assign(n, 0);
+      columns.weights.assign(n + kMaxLanes, 0);
       const double start = affine.x(subpixel(i, windows_.area), 0);
       columns.touching = part_of({0, n}, inside(start, affine.xu, -1, image_.width, n));
       columns.interior = part_of(columns.touching, vector_span(start, affine.xu));
