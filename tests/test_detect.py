@@ -8,7 +8,7 @@ import pytest
 from detection import det_ap50
 
 from fastpose.detect import LAYOUTS, GraphDetector, open_detector
-from fastpose.errors import DetectorError, FastposeError
+from fastpose.errors import BackendError, DetectorError, FastposeError
 from fastpose.types import Boxes
 
 FRAME = (301, 400)  # h, w: scaled to 64 it is 48.16 by 64, which published code rounds to 48 rows
@@ -390,6 +390,15 @@ def test_names_that_are_no_detector(tmp_path):
     for options in ({"score": 1.5}, {"iou": -0.1}, {"person_class": -1}):
         with pytest.raises(ValueError, match=next(iter(options))):
             open_detector("none", **options)
+
+
+def test_beside_a_network_on_cuda_the_detector_runs_on_the_cpu(tmp_path):
+    path = str(write_graph(tmp_path / "d.onnx", OUTPUTS["yolox"](PERSON), (1, 3, SIDE, SIDE)))
+    found = open_detector(path, device="cuda:0")
+    assert len(found([frame_of()])[0]) == 1
+    found.close()
+    with pytest.raises(BackendError, match="abacus"):  # any other name is the runtime's to know
+        open_detector(path, device="abacus")
 
 
 def test_none_is_the_whole_frame():

@@ -26,7 +26,11 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="auto is bf16 where the machine computes in it and the model passed, else f32",
     )
-    parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: auto)")
+    parser.add_argument(
+        "--device",
+        default="auto",
+        help="cpu, cuda, ... (default: auto); a detector's graph runs on the CPU beside cuda",
+    )
 
 
 def engine_kind(engine: str) -> tuple[str, str | None]:

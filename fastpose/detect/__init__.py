@@ -61,7 +61,8 @@ def open_detector(
         layout: what the graph takes and gives, a name of `LAYOUTS`; None recognises it by the
             shapes of its outputs.
         kind: runtime, as `engines.open_graph` names them.
-        device: as there.
+        device: as there; with "cuda", which neither runtime has here, the detector runs on the CPU
+            beside a network on the GPU.
         threads: as there.
         score: least score of a box that is kept, 0-1.
         iou: boxes that overlap a better one by more than this are dropped, 0-1; for graphs that do
@@ -89,7 +90,8 @@ def open_detector(
         raise DetectorError(
             f"{what}: no such file; a detector is FILE.onnx, none (the whole frame) or default"
         )
-    graph = open_graph(path, kind=kind, device=device, threads=threads)
+    place = "auto" if device.startswith("cuda") else device
+    graph = open_graph(path, kind=kind, device=place, threads=threads)
     return GraphDetector(path, graph, layout, score=score, iou=iou, person_class=person_class)
 
 
