@@ -107,6 +107,20 @@ def test_sources_of_one_name_do_not_replace_each_other(tmp_path):
     assert (out / "x_2.pose.mp4").exists()
 
 
+def test_a_bad_source_does_not_stop_the_others(tmp_path, capsys):
+    sources = [clip(tmp_path / "a.mp4"), text_as_video(tmp_path), clip(tmp_path / "b.mp4")]
+    out = tmp_path / "out"
+    status, printed, errors = predict(
+        *sources, "--detector", "none", "--json", "--out", out, capsys=capsys
+    )
+    assert status == 2
+    first, bad, last = json.loads(printed)["sources"]
+    assert (first["frames"], last["frames"]) == (6, 6)
+    assert (bad["source"], "text.mp4" in bad["error"]) == (str(sources[1]), True)
+    assert f"fastpose predict: {bad['error']}" in errors.splitlines()
+    assert sorted(p.name for p in out.iterdir()) == ["a.people.jsonl", "b.people.jsonl"]
+
+
 def test_what_was_written_is_told(tmp_path, capsys, monkeypatch):
     for i in range(3):
         cv2.imwrite(str(tmp_path / f"{i}.png"), np.full((40, 30, 3), 99, np.uint8))

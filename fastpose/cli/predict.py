@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastpose import __version__
+from fastpose.cli import UNUSABLE
 from fastpose.cli.options import add_engine, engine_kind, positive, share
 from fastpose.cli.progress import Progress
+from fastpose.errors import FrameError
 
 if TYPE_CHECKING:
     from fastpose.detect import BoxesFile
@@ -103,7 +105,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do it for each source in turn."""
+    """Do it for each source in turn; one that cannot be read does not stop the others."""
     from fastpose.detect import open_detector, read_boxes
     from fastpose.pose import Pose
 
@@ -123,12 +125,20 @@ def run(args: argparse.Namespace) -> int:
         precision=args.precision,
     ) as pose:
         names: set[str] = set()
-        sources = [_source(args, pose, source, boxes, names) for source in args.source]
+        sources = []
+        for what in args.source:
+            try:
+                sources.append(_source(args, pose, what, boxes, names))
+            except FrameError as error:
+                if args.debug or len(args.source) == 1:
+                    raise
+                print(f"fastpose predict: {error}", file=sys.stderr)
+                sources.append({"source": what, "error": str(error)})
         manifest = pose.engine.manifest
     if args.json:
         engine = {"kind": manifest.kind, "precision": manifest.precision}
         print(json.dumps({"model": manifest.spec.name, "engine": engine, "sources": sources}))
-    return 0
+    return UNUSABLE if any("error" in source for source in sources) else 0
 
 
 def _source(
