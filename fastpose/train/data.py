@@ -42,6 +42,8 @@ class TrainingSet:
     """
 
     def __init__(self, sets: list[PoseData]) -> None:
+        if not sets:
+            raise DataError("training needs at least one set")
         self.skeleton = sets[0].skeleton
         if any(s.skeleton != self.skeleton for s in sets):
             raise DataError("all training sets must have the same joints")

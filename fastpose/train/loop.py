@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fastpose.crop import Augmentation
-from fastpose.errors import ModelError, WeightsError
+from fastpose.errors import DataError, ModelError, WeightsError
 from fastpose.models import create
 from fastpose.models.spec import ModelSpec
 from fastpose.train.data import Batch, TrainingSet, batches
@@ -100,12 +100,15 @@ def fit(
     Raises:
         ModelError: the data's joints are not the network's, or `folder` holds a run of another
             model or recipe.
+        DataError: the data does not fill one batch.
         WeightsError: its checkpoint is damaged.
     """
     if data.skeleton != spec.joints:
         raise ModelError(
             f"{spec.name} has the joints {spec.skeleton}, the data has {data.skeleton.name}"
         )
+    if len(data) < recipe.batch:
+        raise DataError(f"{len(data)} samples do not fill one batch of {recipe.batch}")
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.seed)
     run = _Run(spec, recipe, device, steps=len(data) // recipe.batch * recipe.epochs)
@@ -217,6 +220,8 @@ class _Run:
         except Exception as error:  # torch raises errors of many kinds for a damaged file
             cause = str(error).partition("\n")[0]
             raise WeightsError(f"{path}: not a readable checkpoint: {cause}") from None
+        if not isinstance(state, dict) or "identity" not in state:
+            raise WeightsError(f"{path}: not a checkpoint of a training run")
         if state["identity"] != self._identity():
             raise ModelError(f"{path}: is of another model or recipe; choose another folder")
         self.network.load_state_dict(state["network"])

@@ -78,6 +78,11 @@ def test_samples_with_few_labels_are_left_out(tmp_path):
         TrainingSet([drawn_people(tmp_path, labelled=5)])
 
 
+def test_no_set_is_no_training_set():
+    with pytest.raises(DataError, match="at least one set"):
+        TrainingSet([])
+
+
 def test_sets_of_other_joints_do_not_mix(tmp_path):
     one = drawn_people(tmp_path)
     with pytest.raises(DataError, match="same joints"):
@@ -126,7 +131,7 @@ def test_batches_are_the_same_for_the_same_seed_and_errors_arrive(tmp_path):
     assert len(first) == 2  # the ninth sample is left for another epoch
     np.testing.assert_array_equal(first[1].images, again[1].images)
     data.images[:] = [None] * 9
-    with pytest.raises(AttributeError, match="shape"):
+    with pytest.raises(ValueError, match="frames must be"):
         list(batches(data, SMALL, 4, STILL, np.random.default_rng(0)))
 
 
@@ -190,12 +195,23 @@ def test_a_model_of_other_joints_is_refused(tmp_path):
         fit(model_spec("cpn50"), data, recipe(), tmp_path / "run")
 
 
+def test_data_that_do_not_fill_a_batch_are_refused(tmp_path):
+    data = TrainingSet([drawn_people(tmp_path)])
+    with pytest.raises(DataError, match=f"{len(data)} samples do not fill one batch of 100"):
+        fit(SPEC, data, recipe(batch=100), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_folder_of_another_recipe_and_a_damaged_checkpoint_are_refused(tmp_path):
     data = TrainingSet([drawn_people(tmp_path)])
     fit(SPEC, data, recipe(schedule=(((64, 64), 1),)), tmp_path / "run")
     with pytest.raises(ModelError, match="another model or recipe"):
         fit(SPEC, data, recipe(schedule=(((64, 64), 1),), seed=4), tmp_path / "run")
     checkpoint = tmp_path / "run" / "last.pt"
-    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    whole = checkpoint.read_bytes()
+    torch.save({"state_dict": {}}, checkpoint)
+    with pytest.raises(WeightsError, match="not a checkpoint of a training run"):
+        fit(SPEC, data, recipe(schedule=(((64, 64), 1),)), tmp_path / "run")
+    checkpoint.write_bytes(whole[:1000])
     with pytest.raises(WeightsError, match="not a readable checkpoint"):
         fit(SPEC, data, recipe(schedule=(((64, 64), 1),)), tmp_path / "run")
