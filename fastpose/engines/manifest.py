@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -124,9 +125,10 @@ def check_buckets(buckets: Any) -> tuple[int, ...]:
     Raises:
         ValueError: there is none, or one is not a positive whole number.
     """
-    if not buckets or any(type(size) is not int or size < 1 for size in buckets):
+    sizes = tuple(buckets) if isinstance(buckets, Iterable) else ()
+    if not sizes or any(type(size) is not int or size < 1 for size in sizes):
         raise ValueError(f"buckets must be positive whole numbers, got {buckets!r}")
-    return tuple(sorted(set(buckets)))
+    return tuple(sorted(set(sizes)))
 
 
 def file_hash(path: Path) -> str:
@@ -148,7 +150,8 @@ def replaced(path: Path) -> Iterator[Path]:
     Raises:
         EngineError: the folder cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.part")
+    # a name of its own: two processes may export the same network at the same time
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
         yield temporary
         temporary.replace(path)

@@ -16,6 +16,7 @@ nn = torch.nn
 from tiny_network import TINY, make_tiny  # noqa: E402
 
 from fastpose.engines.build import export_onnx, fold_batch_norm, random_network  # noqa: E402
+from fastpose.engines.manifest import replaced  # noqa: E402
 
 
 def norms(module: nn.Module) -> list[str]:
@@ -139,6 +140,15 @@ def test_no_half_file_is_left_after_a_fault(tmp_path):
     with pytest.raises(EngineError, match=r"missing.*cannot be written"):
         export_onnx(make_tiny(), TINY, tmp_path / "missing" / "tiny.onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path):
+    path = tmp_path / "tiny.onnx"
+    with replaced(path) as first, replaced(path) as second:
+        first.write_text("first")
+        second.write_text("second")
+    assert path.read_text() == "first"  # it ended last
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_random_weights_are_always_the_same(registered):
