@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastpose.engines import source
-from fastpose.engines.engine import Engine, Graph, Request
+from fastpose.engines.engine import Engine, Graph, Request, check_threads
 from fastpose.engines.manifest import Manifest, check_buckets, file_hash, replaced
 from fastpose.errors import BackendError, EngineError
 from fastpose.models import model_spec
@@ -61,7 +61,9 @@ def open_graph(
     Raises:
         BackendError: the runtime, the device or the precision is not there.
         EngineError: the file is missing or no ONNX graph.
+        ValueError: `threads` is no positive whole number.
     """
+    check_threads(threads)
     path = Path(path)
     if not path.is_file():
         raise EngineError(f"{path}: no such file")
@@ -103,7 +105,7 @@ def open_engine(
         BackendError: the runtime, the device or the precision is not there.
         WeightsError: weights or card are damaged or of another network.
         EngineError: a bundle is damaged or does not fit this machine; the text names the field.
-        ValueError: `buckets` are not positive whole numbers.
+        ValueError: `buckets` or `threads` are not positive whole numbers.
     """
     if _names_file(model):
         return _open_bundle(Path(model), kind, device, precision, threads)
@@ -166,6 +168,7 @@ def load_engine(path: str | Path, *, device: str = "auto", threads: int | None =
     Raises:
         BackendError: its runtime, device or precision is not there.
         EngineError: it is damaged or does not fit this machine; the text names the field.
+        ValueError: `threads` is no positive whole number.
     """
     return _open_bundle(Path(path), "auto", device, "auto", threads)
 

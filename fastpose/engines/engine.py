@@ -126,6 +126,9 @@ class Request:
     buckets: tuple[int, ...]
     threads: int | None
 
+    def __post_init__(self) -> None:
+        check_threads(self.threads)
+
 
 class BufferedEngine(ABC):
     """The host side of an engine: one aligned input, one aligned output, and how N is split.
@@ -154,6 +157,8 @@ class BufferedEngine(ABC):
     def __call__(self, batch: Floats) -> Floats:
         """See `Engine.__call__`."""
         shape = self._images.shape[1:]
+        if not isinstance(batch, np.ndarray):
+            raise ValueError(f"batch must be a numpy array, got {type(batch).__name__}")
         if batch.dtype != np.float32 or batch.ndim != 4 or batch.shape[1:] != shape:
             raise ValueError(
                 f"batch must be float32 [N, {', '.join(map(str, shape))}], "
@@ -212,6 +217,12 @@ def split(count: int, buckets: tuple[int, ...]) -> tuple[int, ...]:
             options.append((cost + size + RUN_COST, (size, *rest)))
         best.append(min(options))
     return tuple(sorted(best[count][1], reverse=True))
+
+
+def check_threads(threads: int | None) -> None:
+    """Raise ValueError unless it is None or at least 1: runtimes read 0 in ways of their own."""
+    if threads is not None and (type(threads) is not int or threads < 1):
+        raise ValueError(f"threads must be a whole number from 1, or None, got {threads!r}")
 
 
 def choose_precision(request: Request, kind: str, device: str, offered: Collection[str]) -> str:

@@ -98,8 +98,14 @@ def test_bad_input_is_named(tiny, kind):
             engine.buffer(count)
         with pytest.raises(ValueError, match="count must be 1 to 2"):
             engine.run(count)
-    with pytest.raises(ValueError, match="buckets must be positive"):
-        open_tiny(kind, buckets=(0, 2))
+    with pytest.raises(ValueError, match="batch must be a numpy array, got list"):
+        engine(images(1).tolist())
+    for buckets in ((0, 2), (), 4):
+        with pytest.raises(ValueError, match="buckets must be positive"):
+            open_tiny(kind, buckets=buckets)
+    for threads in (0, -1, 1.5):
+        with pytest.raises(ValueError, match=f"threads must be a whole number from 1, .*{threads}"):
+            open_engine("tiny", kind=kind, threads=threads)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -426,6 +432,8 @@ def test_open_graph_of_what_is_none(tmp_path, graph):
     with pytest.raises(EngineError, match=r"gone\.onnx: no such file"):
         open_graph(tmp_path / "gone.onnx")
     (tmp_path / "text.onnx").write_text("hello\n" * 20)
+    with pytest.raises(ValueError, match="threads must be a whole number from 1"):
+        open_graph(graph, threads=0)
     for kind in GRAPHS:
         with pytest.raises(EngineError, match=r"text\.onnx: not a readable ONNX graph: ") as error:
             open_graph(tmp_path / "text.onnx", kind=kind)
