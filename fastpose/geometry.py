@@ -119,19 +119,26 @@ def boxes_to_affines(
         or has no area gives an affine of NaN, for which `ops.warp` returns border.
 
     Raises:
-        ValueError: `boxes` is not [N, 4], or `aspect` is neither of the two.
+        ValueError: an argument is not as above.
+        ModelError: no convention has that name.
     """
     boxes = np.asarray(boxes, np.float64)
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise ValueError(f"boxes must be [N, 4], got {list(boxes.shape)}")
     if aspect not in ("fit", "stretch"):
         raise ValueError(f"aspect must be fit or stretch, got {aspect!r}")
+    if not all(0 < p < np.inf for p in np.ravel(padding)):
+        raise ValueError(f"padding must be positive and finite, got {padding}")
+    for name, value in (("rotation", rotation), ("flip", flip)):
+        if np.shape(value) not in ((), (len(boxes),)):
+            came = list(np.shape(value))
+            raise ValueError(f"{name} must be one value or [{len(boxes)}], got {came}")
     rule = _rule(convention)
     width = size[1]
     window = np.array([width, size[0]], np.float64)
-    extent = boxes[:, 2:] - boxes[:, :2]
-    extent[~((extent > 0) & (extent < np.inf)).all(axis=1)] = np.nan
-    extent *= padding
+    usable = np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+    boxes = np.where(usable[:, None], boxes, np.nan)
+    extent = (boxes[:, 2:] - boxes[:, :2]) * padding
     if aspect == "fit":
         extent = (extent / window).max(axis=1, keepdims=True) * window
     scale = extent / (window - rule.shrink)  # [N, 2] source pixels per window pixel

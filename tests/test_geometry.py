@@ -133,7 +133,11 @@ def test_rotation_and_flip_go_by_window():
         np.testing.assert_array_equal(together[i], alone[0])
 
 
-@pytest.mark.parametrize("box", [[0, 0, 0, 10], [5, 5, 4, 9], [np.nan, 0, 1, 1], [0, 0, np.inf, 1]])
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "box",
+    [[0, 0, 0, 10], [5, 5, 4, 9], [np.nan, 0, 1, 1], [0, 0, np.inf, 1], [-np.inf, 0, np.inf, 1]],
+)
 def test_a_box_without_area_gives_nan(box):
     affines = boxes_to_affines(np.array([[0, 0, 4, 4], box], float), SIZE)
     assert np.isfinite(affines[0]).all()
@@ -149,6 +153,12 @@ def test_wrong_arguments_are_named():
         boxes_to_affines(np.zeros(4), SIZE)
     with pytest.raises(ValueError, match="aspect must be fit or stretch, got 'crop'"):
         boxes_to_affines(np.zeros((1, 4)), SIZE, aspect="crop")
+    for padding in (0, -1.0, np.nan, (1.2, np.inf)):
+        with pytest.raises(ValueError, match="padding must be positive and finite, got"):
+            boxes_to_affines(np.zeros((1, 4)), SIZE, padding=padding)
+    for name in ("rotation", "flip"):
+        with pytest.raises(ValueError, match=rf"{name} must be one value or \[1\], got \[2\]"):
+            boxes_to_affines(np.zeros((1, 4)), SIZE, **{name: np.zeros(2)})
     with pytest.raises(ModelError, match="unknown convention 'coco'; known: symmetric, msra"):
         grid("coco", SIZE, (64, 48))
 
