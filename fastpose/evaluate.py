@@ -74,6 +74,8 @@ def pck(
         ValueError: the shapes do not fit each other.
     """
     valid = np.ones(truth.shape[:2], bool) if valid is None else valid
+    if valid.shape != truth.shape[:2]:
+        raise ValueError(f"valid must be {list(truth.shape[:2])}, got {list(valid.shape)}")
     right = correct(predicted, truth, reference=reference, threshold=threshold) & valid
     counted = valid.sum(axis=0)
     return np.where(counted > 0, right.sum(axis=0) / np.maximum(counted, 1), np.nan)

@@ -51,6 +51,12 @@ def test_pck_names_the_argument_that_does_not_fit(predicted, truth, reference, m
         pck(np.zeros(predicted), np.zeros(truth), reference=np.ones(reference))
 
 
+def test_pck_names_joints_that_do_not_fit():
+    poses = np.zeros((2, 3, 2))
+    with pytest.raises(ValueError, match=r"valid must be \[2, 3\], got \[2, 4\]"):
+        pck(poses, poses, reference=np.ones(2), valid=np.ones((2, 4), bool))
+
+
 def lsp_sample(joints, labelled=None, visible=None, image=None, size=(80, 60)):
     every = np.ones(14, bool)
     return Sample(
