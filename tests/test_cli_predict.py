@@ -1,5 +1,6 @@
 """`fastpose predict` from end to end with the default model, and every fault a user may bring."""
 
+import contextlib
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 from fastpose.cli import main
+from fastpose.errors import BackendError
 from fastpose.models import trained
 
 
@@ -292,6 +294,20 @@ def test_ctrl_c_keeps_whole_lines_and_exits_130(tmp_path):
     assert [f["frame"] for f in frames] == list(range(len(frames)))
     assert cv2.VideoCapture(str(out / "a.pose.mp4")).read()[0]
     assert sorted(p.name for p in out.iterdir()) == ["a.people.jsonl", "a.pose.mp4"]
+
+
+def test_ctrl_c_that_an_import_swallowed_is_still_ctrl_c(capsys, monkeypatch):
+    def swallow(args):
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+        raise BackendError("no runtime is installed")
+
+    monkeypatch.setattr("fastpose.cli.models.run", swallow)
+    handler = signal.getsignal(signal.SIGINT)
+    assert main(["models"]) == 130
+    assert capsys.readouterr().err == "fastpose models: interrupted\n"
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 def test_it_runs_without_torch(tmp_path):

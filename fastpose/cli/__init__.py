@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
+from types import FrameType
 from typing import Any, NoReturn
 
 from fastpose import __version__
@@ -51,22 +55,51 @@ def main(argv: list[str] | None = None) -> int:
         The exit status: 0; 2 for a fault of the input, told in one line; 130 after Ctrl-C.
     """
     args = parser().parse_args(argv)
+    with _interrupts() as interrupts:
+        return _run(args, interrupts)
+
+
+def _run(args: argparse.Namespace, interrupts: list[int]) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _warn(args.verb)
             return int(import_module(f"fastpose.cli.{VERBS[args.verb][0]}").run(args))
-    except FastposeError as error:
+    except (FastposeError, KeyboardInterrupt) as error:
+        if interrupts or isinstance(error, KeyboardInterrupt):
+            print(f"fastpose {args.verb}: interrupted", file=sys.stderr)
+            return INTERRUPTED
         if args.debug:
             raise
         print(f"fastpose {args.verb}: {error}", file=sys.stderr)
         return UNUSABLE
-    except KeyboardInterrupt:
-        print(f"fastpose {args.verb}: interrupted", file=sys.stderr)
-        return INTERRUPTED
     except BrokenPipeError:
         # whoever read our output has gone; Python would complain again when it flushes at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Ctrl-C as ever, and remembered in the list.
+
+    A compiled module that is being imported turns it into an ImportError, and the user would be
+    told to install what is there.
+    """
+    seen: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        seen.append(number)
+        signal.default_int_handler(number, frame)
+
+    here = threading.current_thread() is threading.main_thread()
+    if not here or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield seen  # not ours to handle: a thread, a job in the background, a host program
+        return
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _warn(verb: str) -> Callable[..., None]:
