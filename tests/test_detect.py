@@ -370,7 +370,7 @@ def test_inputs_that_are_no_picture_are_refused(graph):
 def test_a_class_that_is_not_there_is_refused_when_opened():
     with pytest.raises(DetectorError, match=r"made.onnx as yolox: no class 7 .* its 3 classes"):
         detector("yolox", person_class=7)
-    with pytest.raises(DetectorError, match="no class 91 .* its 91 classes"):
+    with pytest.raises(DetectorError, match=r"no class 91 .* its 91 classes"):
         detector("detr", person_class=91)  # that is "no object"
 
 
