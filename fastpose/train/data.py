@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import queue
 import threading
 from collections.abc import Iterator
@@ -50,7 +51,8 @@ class TrainingSet:
         self.samples = [s for d in sets for s in d.samples if s.labelled.sum() >= MIN_LABELLED]
         if not self.samples:
             raise DataError(f"no sample has {MIN_LABELLED} labelled joints")
-        self.images = [read_image(s.image) for s in self.samples]
+        read = functools.cache(read_image)  # one picture, however many people are marked in it
+        self.images = [read(s.image) for s in self.samples]
         lower = [any(w in j for w in ("hip", "knee", "ankle")) for j in self.skeleton.joints]
         self.halves = np.array([lower, np.logical_not(lower)])
 

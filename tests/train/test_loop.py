@@ -89,6 +89,13 @@ def test_sets_of_other_joints_do_not_mix(tmp_path):
         TrainingSet([one, PoseData("other", MPII16, one.samples)])
 
 
+def test_a_picture_is_kept_once(tmp_path):
+    people = drawn_people(tmp_path)
+    data = TrainingSet([people, people])
+    assert data.images[0] is data.images[len(people)]
+    assert data.images[0] is not data.images[1]
+
+
 def test_a_set_given_twice_counts_twice(tmp_path):
     one = drawn_people(tmp_path)
     assert len(TrainingSet([one, one])) == 2 * len(one)
