@@ -35,7 +35,14 @@ def hard_keypoint_loss(
         weights: [N, K].
         top: M, how many joints; at most K.
         reduce: "mean" divides by M, as the released code does; "sum" does not, as the paper says.
+
+    Raises:
+        ValueError: `top` is not from 1 to K, or `reduce` is neither of the two.
     """
+    if not 1 <= top <= maps.shape[1]:
+        raise ValueError(f"top must be 1 to {maps.shape[1]} joints, got {top}")
+    if reduce not in ("mean", "sum"):
+        raise ValueError(f"reduce must be mean or sum, got {reduce!r}")
     worst = joint_errors(maps, targets, weights).topk(top, dim=1).values
     return (worst.mean(dim=1) if reduce == "mean" else worst.sum(dim=1)).mean()
 
@@ -58,7 +65,12 @@ def cpn_loss(
         style: GlobalNet's term is half of the sum ("torch") or of the mean ("tf") of its levels.
         top: M of `hard_keypoint_loss`.
         ohkm_reduce: `reduce` of `hard_keypoint_loss`.
+
+    Raises:
+        ValueError: `style`, `top` or `ohkm_reduce` is not as above.
     """
+    if style not in ("torch", "tf"):
+        raise ValueError(f"style must be torch or tf, got {style!r}")
     (coarse, refined), (coarse_targets, refined_target, weights) = maps, targets
     levels = torch.stack(
         [

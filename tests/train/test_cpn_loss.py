@@ -108,6 +108,20 @@ def test_mining_equals_a_sum_written_out(top: int, reduce: str) -> None:
     assert float(loss) == pytest.approx(total / 3, rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("top", "reduce", "words"),
+    [
+        (0, "mean", "top must be 1 to 17 joints, got 0"),
+        (18, "mean", "top must be 1 to 17 joints, got 18"),
+        (8, "max", "reduce must be mean or sum, got 'max'"),
+    ],
+)
+def test_mining_names_what_it_cannot_do(top: int, reduce: str, words: str) -> None:
+    maps, weights = torch.zeros(1, 17, 4, 4), torch.ones(1, 17)
+    with pytest.raises(ValueError, match=words):
+        hard_keypoint_loss(maps, maps, weights, top, reduce)
+
+
 def test_mining_all_joints_is_the_mean_loss() -> None:
     maps, targets, weights = example()
     torch.testing.assert_close(
@@ -146,6 +160,12 @@ def test_whole_loss_is_global_plus_refine(style: str) -> None:
     plain = sum(squares) / 2 if style == "torch" else sum(squares) / 4 / 2
     expected = plain + float(hard_keypoint_loss(maps, target, weights, 8))
     assert float(loss) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_style_that_is_neither_is_refused() -> None:
+    maps, target, weights = example()
+    with pytest.raises(ValueError, match="style must be torch or tf, got 'caffe'"):
+        cpn_loss(([maps], maps), ([target], target, weights), style="caffe")
 
 
 def test_an_unlabelled_joint_is_nothing_to_refine_net_but_empty_to_global_net() -> None:
