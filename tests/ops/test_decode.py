@@ -488,10 +488,12 @@ def test_a_named_backend_never_falls_back():
 
 @pytest.mark.gpu
 def test_the_copy_to_the_host_waits_for_the_given_stream():
-    stream = torch.cuda.Stream()
+    source = torch.from_numpy(gaussians([(20.3, 30.8)])).cuda()
+    maps, stream = torch.zeros_like(source), torch.cuda.Stream()
+    torch.cuda.synchronize()
     with torch.cuda.stream(stream):
-        torch.cuda._sleep(100_000_000)  # clock cycles: far longer than a copy takes
-        maps = torch.from_numpy(gaussians([(20.3, 30.8)])).cuda(non_blocking=True)
+        torch.cuda._sleep(100_000_000)  # clock cycles: until then the maps are empty
+        maps.copy_(source)
     with pytest.warns(UserWarning, match="no kernel for cuda"):
         points, _ = decode(maps, method="argmax", stream=stream.cuda_stream)
     assert points.device == maps.device
