@@ -64,9 +64,13 @@ def _kernels() -> dict[str, Any]:
 
 
 def _package(module: str, extra: str, purpose: str) -> dict[str, Any]:
+    from fastpose.engines import without_telemetry
+
     try:
+        with without_telemetry():
+            found = import_module(module)
         # OpenVINO's goes on with the build and its branch
-        version = str(getattr(import_module(module), "__version__", "installed")).partition("-")[0]
+        version = str(getattr(found, "__version__", "installed")).partition("-")[0]
         return {"name": module, "version": version, "purpose": purpose}
     except Exception as error:  # a package may fail in any way when its libraries are missing
         install = f"fastpose-inference[{extra}]" if extra else "fastpose-inference"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
@@ -16,7 +18,7 @@ from fastpose.errors import BackendError, EngineError
 from fastpose.models import model_spec
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from fastpose.models.spec import ModelSpec
 
@@ -310,7 +312,27 @@ def _choose(kind: str, kinds: tuple[str, ...]) -> str:
 
 def _importable(name: str) -> bool:
     try:
-        import_module(name)
+        with without_telemetry():
+            import_module(name)
     except ImportError:
         return False
     return True
+
+
+@contextmanager
+def without_telemetry() -> Iterator[None]:
+    """Keep OpenVINO from reporting to its makers, over the network, that it was imported.
+
+    It does so through a package of its own, from a thread and a child process that a program may
+    wait for when it ends, and does without where that package is missing. A program that imports
+    OpenVINO by itself decides for itself.
+    """
+    reporter = "openvino_telemetry"
+    if reporter in sys.modules:
+        yield
+        return
+    sys.modules[reporter] = None  # type: ignore[assignment]  # Python's own sign for "missing"
+    try:
+        yield
+    finally:
+        del sys.modules[reporter]
