@@ -114,16 +114,18 @@ def open_source(what: str | int | Path, *, max_frames: int | None = None) -> Sou
         A source of `Frame`, BGR uint8 with the orientation in the file's metadata applied; alpha is
         dropped, 16 bits become 8. Time is the frame's own time stamp; of a camera, seconds since
         the first frame; of a picture, 0. A picture's frame carries the picture's name. The frames
-        of a video that is cut off are delivered, and then `warning` says so; where a video changes
-        size, all frames come in the size of the first.
+        of a video that is cut off are delivered, and then `warning` says so, as it does of pictures
+        of a folder that cannot be decoded and are left out; where a video changes size, all frames
+        come in the size of the first.
 
     Raises:
-        FrameError: there is nothing there, or it cannot be decoded; while iterating, a picture of
-            the folder cannot be decoded.
+        FrameError: there is nothing there, or nothing of it can be decoded.
         ValueError: `max_frames` is less than 1.
     """
     if max_frames is not None and max_frames < 1:
         raise ValueError(f"max_frames must be at least 1, got {max_frames}")
+    if what == "":  # an unset variable of a shell; as a path it is the current folder
+        raise FrameError("the source is empty: expected a picture, folder, video, camera or URL")
     reader = _open_reader(what)
     try:
         return Source(reader, max_frames)
@@ -162,19 +164,35 @@ def _open_reader(what: str | int | Path) -> _Reader:
 
 
 class _Pictures:
-    """Picture files, one after the other."""
+    """Picture files, one after the other; one of several that cannot be read is left out."""
 
     fps: float | None = None
-    warning: str | None = None
 
     def __init__(self, paths: list[Path], name: str, kind: str) -> None:
         self.name, self.kind = name, kind
         self.count: int | None = len(paths)
         self._paths = enumerate(paths)
+        self._given = 0
+        self._faults: list[FrameError] = []
+
+    @property
+    def warning(self) -> str | None:
+        if not self._faults:
+            return None
+        left_out = f"left out {len(self._faults)} of {self.count} pictures"
+        return f"{left_out}; the first: {self._faults[0]}"
 
     def read(self) -> Frame | None:
         for index, path in self._paths:
-            return Frame(_read_picture(path), index, 0.0, path.stem)
+            try:
+                frame = Frame(_read_picture(path), index, 0.0, path.stem)
+            except FrameError as error:
+                self._faults.append(error)
+                continue
+            self._given += 1
+            return frame
+        if self._faults and not self._given:
+            raise self._faults[0]
         return None
 
     def close(self) -> None:
@@ -270,6 +288,8 @@ def as_bgr(image: npt.NDArray[Any]) -> Picture:
     Raises:
         ValueError: the shape or the type is not the one above, or there is no pixel.
     """
+    if not isinstance(image, np.ndarray):  # None is what cv2.imread gives for a file it cannot read
+        raise ValueError(f"image must be a numpy array, got {type(image).__name__}")
     channels = image.shape[2] if image.ndim == 3 else 1
     if image.ndim not in (2, 3) or channels not in (1, 3, 4) or image.size == 0:
         raise ValueError(f"image must be [H, W], [H, W, 3] or [H, W, 4], got {list(image.shape)}")

@@ -356,14 +356,32 @@ def test_reading_leaves_the_log_level_and_the_environment_as_they_were(tmp_path,
     assert "OPENCV_FFMPEG_LOGLEVEL" not in os.environ
 
 
-def test_unreadable_picture_of_a_folder_is_named_after_those_before_it(tmp_path):
+def test_unreadable_pictures_of_a_folder_are_left_out_and_named(tmp_path):
     cv2.imwrite(str(tmp_path / "1.png"), picture(0))
     (tmp_path / "2.png").write_bytes(b"not a picture")
     cv2.imwrite(str(tmp_path / "3.png"), picture(0))
     with open_source(tmp_path) as source:
-        assert next(source).name == "1"
-        with pytest.raises(FrameError, match=r"2\.png: expected a picture"):
-            next(source)
+        assert [(f.index, f.name) for f in source] == [(0, "1"), (2, "3")]
+        assert "left out 1 of 3 pictures; the first: " in source.warning
+        assert "2.png: expected a picture" in source.warning
+
+
+def test_a_folder_without_a_readable_picture_is_an_error(tmp_path):
+    for name in "12":
+        (tmp_path / f"{name}.png").write_bytes(b"not a picture")
+    with pytest.raises(FrameError, match=r"1\.png: expected a picture"):
+        open_source(tmp_path)
+
+
+def test_an_empty_name_is_not_the_current_folder():
+    with pytest.raises(FrameError, match="the source is empty"):
+        open_source("")
+
+
+@pytest.mark.parametrize("what", [None, "a.jpg", [[1]]])
+def test_only_arrays_are_pictures(what):
+    with pytest.raises(ValueError, match="image must be a numpy array, got"):
+        as_bgr(what)
 
 
 def test_closed_source_gives_no_more_frames(tmp_path):

@@ -162,7 +162,7 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        came = error.strerror
+        came = "a file" if path.is_file() else error.strerror
         raise OutputError(f"{path}: expected a folder to write to, came: {came}") from None
 
 
