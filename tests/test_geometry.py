@@ -62,6 +62,16 @@ def test_grid_of_each_convention(convention, cell, pixel):
     assert affine[0, 0] * cell + affine[0, 2] == pytest.approx(pixel)
 
 
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_flip_shift_brings_mirrored_maps_within_half_a_cell(convention):
+    """A joint in cell p, found in the mirrored window, is mirrored back and shifted."""
+    scale, offset = grid(convention, (256, 192), (64, 48))[0, [0, 2]]
+    p = 10.0
+    mirrored = (191 - (scale * p + offset) - offset) / scale
+    back = 47 - mirrored + CONVENTIONS[convention].flip_shift
+    assert abs(back - p) < 0.5
+
+
 def test_caffe_grid_is_eight_cells_plus_three_and_a_half():
     affine = grid("caffe", (368, 368), (46, 46))
     np.testing.assert_allclose(affine, [[8, 0, 3.5], [0, 8, 3.5]])
