@@ -42,7 +42,9 @@ class _Reader(Protocol):
     kind: str
     fps: float | None
     count: int | None
-    warning: str | None
+
+    @property
+    def warning(self) -> str | None: ...
 
     def read(self) -> Frame | None: ...
 

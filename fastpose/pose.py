@@ -37,7 +37,9 @@ class Pose:
         precision: "f32", "bf16", or "auto": bf16 where the machine computes in it and the model's
             card records that it passed against f32, else f32.
         batch: sizes of the batches that the network is compiled for, ascending. More people than
-            the largest are split, fewer padded to the next.
+            the largest are split.
+        threads: of the CPU for each network; None leaves the number to the runtime. The kernels'
+            is `fastpose.ops.set_num_threads`.
 
     Raises:
         ModelError, WeightsError, EngineError, DetectorError: a name or a file is not usable.
@@ -53,14 +55,20 @@ class Pose:
         device: str = "auto",
         precision: str = "auto",
         batch: Sequence[int] = (1, 2, 4, 8, 16, 32),
+        threads: int | None = None,
     ) -> None:
         self._detector = (
-            open_detector(str(detector), device=device)
+            open_detector(str(detector), device=device, threads=threads)
             if isinstance(detector, (str, Path))
             else detector
         )
         self._engine: Engine = open_engine(
-            model, kind=engine, device=device, precision=precision, buckets=tuple(batch)
+            model,
+            kind=engine,
+            device=device,
+            precision=precision,
+            buckets=tuple(batch),
+            threads=threads,
         )
 
     @property

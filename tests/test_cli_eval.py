@@ -118,12 +118,15 @@ def test_a_model_as_json(lsp, capsys, monkeypatch):
         "torch",
         "--precision",
         "f32",
+        "--threads",
+        "2",
         "--flip",
         "--json",
     )
     assert code == 0
     assert engine.closed
-    assert asked == {"model": "dots", "kind": "torch", "device": "auto", "precision": "f32"}
+    expected = {"kind": "torch", "device": "auto", "precision": "f32", "threads": 2}
+    assert asked == {"model": "dots", **expected}
     document = json.loads(out)
     assert document["model"] == "dots"
     assert (document["engine"], document["precision"]) == ("torch", "f32")

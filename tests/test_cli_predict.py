@@ -406,3 +406,16 @@ def test_doctor_says_why_cuda_is_not_there(capsys, monkeypatch):
     printed = capsys.readouterr().out
     assert "{" not in printed
     assert "first result after" in printed
+
+
+def test_threads_reach_networks_and_kernels(tmp_path):
+    from fastpose import ops
+    from fastpose.ops import cpp
+
+    before = cpp.get_num_threads()
+    words = ["--detector", "none", "--threads", "1", "--out", tmp_path / "out"]
+    try:
+        assert predict(clip(tmp_path / "a.mp4", frames=2), *words) == 0
+        assert cpp.get_num_threads() == 1
+    finally:
+        ops.set_num_threads(before)

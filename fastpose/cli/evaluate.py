@@ -69,7 +69,13 @@ def _measure_model(args: argparse.Namespace, data: PoseData) -> tuple[Report, di
     kind, file = engine_kind(args.engine)
     data = data.head(args.limit)
     with closing(
-        open_engine(file or args.model, kind=kind, device=args.device, precision=args.precision)
+        open_engine(
+            file or args.model,
+            kind=kind,
+            device=args.device,
+            precision=args.precision,
+            threads=args.threads,
+        )
     ) as engine:
         progress = Progress(data.name, len(data), "pictures")
         report = evaluate_model(

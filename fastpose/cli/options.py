@@ -31,6 +31,9 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="cpu, cuda, ... (default: auto); a detector's graph runs on the CPU beside cuda",
     )
+    parser.add_argument(
+        "--threads", type=positive, metavar="N", help="of the CPU, for networks and kernels"
+    )
 
 
 def engine_kind(engine: str) -> tuple[str, str | None]:

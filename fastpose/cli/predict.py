@@ -107,6 +107,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Do it for each source in turn; one that cannot be read does not stop the others."""
     from fastpose.detect import open_detector, read_boxes
+    from fastpose.ops import set_num_threads
     from fastpose.pose import Pose
 
     kind, file = engine_kind(args.engine)
@@ -115,14 +116,18 @@ def run(args: argparse.Namespace) -> int:
         "none" if boxes else args.detector,
         layout=args.detector_layout,
         device=args.device,
+        threads=args.threads,
         score=args.detector_score,
     )
+    if args.threads:
+        set_num_threads(args.threads)
     with Pose(
         file or args.model,
         detector=detector,
         engine=kind,
         device=args.device,
         precision=args.precision,
+        threads=args.threads,
     ) as pose:
         names: set[str] = set()
         sources = []

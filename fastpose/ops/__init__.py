@@ -1,8 +1,28 @@
 """The kernels: each a function with its reference beside it and a `backend=` argument."""
 
+from fastpose.errors import BackendError
 from fastpose.ops.decode import decode
 from fastpose.ops.render import render
 from fastpose.ops.suppress import suppress_boxes, suppress_poses
 from fastpose.ops.warp import warp
 
-__all__ = ["decode", "render", "suppress_boxes", "suppress_poses", "warp"]
+__all__ = ["decode", "render", "set_num_threads", "suppress_boxes", "suppress_poses", "warp"]
+
+
+def set_num_threads(threads: int) -> None:
+    """Let the C++ kernels of this process use so many threads, the caller's own counted.
+
+    Args:
+        threads: at least 1. The default is the number of cores this process may use, at most 8.
+
+    Raises:
+        ValueError: less than 1.
+        BackendError: the compiled kernels are not installed.
+    """
+    if threads < 1:
+        raise ValueError(f"threads must be at least 1, got {threads}")
+    try:
+        from fastpose.ops import cpp
+    except ImportError as error:
+        raise BackendError(f"the C++ kernels do not load: {error}") from None
+    cpp.set_num_threads(threads)

@@ -97,3 +97,17 @@ def test_exceptions_nesting_and_coverage(tmp_path):
     subprocess.run([compiler, *flags, *map(str, sources), "-o", str(program)], check=True)
     done = subprocess.run([str(program)], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_public_number_of_threads():
+    from fastpose import ops
+    from fastpose.ops import cpp
+
+    before = cpp.get_num_threads()
+    try:
+        ops.set_num_threads(3)
+        assert cpp.get_num_threads() == 3
+    finally:
+        ops.set_num_threads(before)
+    with pytest.raises(ValueError, match="threads must be at least 1, got 0"):
+        ops.set_num_threads(0)
