@@ -165,6 +165,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for precision in ("f32", "bf16"):
             graph = Path(folder) / precision / f"{MODEL}.onnx"
+            graph.parent.mkdir()
             build_engine(MODEL, precision=precision, out=graph)
             checked[f"openvino:{precision}"] = same_answer(graph, precision)
             name = f"openvino:{precision}"
