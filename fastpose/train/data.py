@@ -28,12 +28,13 @@ class Batch:
     Attributes:
         images: [N, 3, h, w] float32, normalised.
         joints: [N, K, 2] float32 (x, y) in window pixels.
-        labelled: [N, K] float32, 1 where the joint's place is known, in the window or outside.
+        visibility: [N, K] float32, COCO's v: 0 where the joint's place is not known, 1 where it is
+            hidden, 2 where it can be seen; in the window or outside.
     """
 
     images: npt.NDArray[np.float32]
     joints: npt.NDArray[np.float32]
-    labelled: npt.NDArray[np.float32]
+    visibility: npt.NDArray[np.float32]
 
 
 class TrainingSet:
@@ -69,6 +70,7 @@ class TrainingSet:
         """Random views of the samples `indices`."""
         joints = np.stack([self.samples[i].joints for i in indices])
         labelled = np.stack([self.samples[i].labelled for i in indices])
+        visibility = labelled + np.stack([self.samples[i].visible for i in indices]).astype(int)
         affines, flips = augment_boxes(
             self._boxes(joints, labelled, augmentation, rng),
             window.size,
@@ -80,12 +82,12 @@ class TrainingSet:
         joints = apply(invert(affines), joints)
         order = self.skeleton.flip_order()
         joints = np.where(flips[:, None, None], joints[:, order], joints)
-        labelled = np.where(flips[:, None], labelled[:, order], labelled)
+        visibility = np.where(flips[:, None], visibility[:, order], visibility)
         images = np.empty((len(indices), 3, *window.size), np.float32)
         for row, i in enumerate(indices):
             crop_affines(self.images[i], affines[row : row + 1], window, out=images[row : row + 1])
         _recolour(images, window, augmentation, rng)
-        return Batch(images, joints.astype(np.float32), labelled.astype(np.float32))
+        return Batch(images, joints.astype(np.float32), visibility.astype(np.float32))
 
     def _boxes(
         self,

@@ -12,15 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fastpose.crop import Augmentation
 from fastpose.errors import DataError, ModelError, WeightsError
 from fastpose.models import create
 from fastpose.models.spec import ModelSpec
 from fastpose.train.data import Batch, TrainingSet, batches
-from fastpose.train.losses import hard_keypoint_loss, mean_loss
-from fastpose.train.targets import cascade_targets
+from fastpose.train.objective import objective
 
 CHECKPOINT = "last.pt"
 
@@ -142,6 +141,7 @@ class _Run:
 
     def __init__(self, spec: ModelSpec, recipe: Recipe, device: str, steps: int) -> None:
         self.spec, self.recipe, self.device, self.steps = spec, recipe, device, steps
+        self.loss = objective(spec, recipe.hard)
         layout = torch.channels_last
         self.network = create(spec.name).to(device, memory_format=layout).train()
         self.average = create(spec.name).to(device, memory_format=layout)
@@ -163,8 +163,10 @@ class _Run:
         images = images.contiguous(memory_format=torch.channels_last)
         kind = torch.device(self.device).type
         with torch.autocast(kind, torch.bfloat16, enabled=self.recipe.bf16):
-            coarse, refined = self.network(images)
-        loss = self._loss(coarse, refined, batch, size)
+            output = self.network(images)
+        joints = torch.from_numpy(batch.joints).to(self.device)
+        visibility = torch.from_numpy(batch.visibility).to(self.device)
+        loss = self.loss(output, joints, visibility, size)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
@@ -172,21 +174,6 @@ class _Run:
         self.done += 1
         self._update_average()
         return loss.item()
-
-    def _loss(
-        self, coarse: list[Tensor], refined: Tensor, batch: Batch, size: tuple[int, int]
-    ) -> Tensor:
-        """GlobalNet's plain loss on every level and RefineNet's mined one, both unweighted."""
-        targets, weights = cascade_targets(
-            torch.from_numpy(batch.joints).to(self.device),
-            torch.from_numpy(batch.labelled).to(self.device),
-            self.spec,
-            size,
-        )
-        refine = hard_keypoint_loss(refined, targets[-1], weights, self.recipe.hard)
-        return refine + sum(
-            mean_loss(maps, target, weights) for maps, target in zip(coarse, targets, strict=True)
-        )
 
     def _update_average(self) -> None:
         keep = min(self.recipe.ema, (1 + self.done) / (10 + self.done))

@@ -12,11 +12,12 @@ torch = pytest.importorskip("torch")
 from fastpose.crop import Augmentation  # noqa: E402
 from fastpose.datasets import PoseData, Sample  # noqa: E402
 from fastpose.errors import DataError, ModelError, WeightsError  # noqa: E402
-from fastpose.models import model_spec  # noqa: E402
-from fastpose.skeleton import LSP14, MPII16  # noqa: E402
+from fastpose.models import create, model_spec  # noqa: E402
+from fastpose.skeleton import COCO17, LSP14, MPII16  # noqa: E402
 from fastpose.train.data import TrainingSet, batches  # noqa: E402
 from fastpose.train.loop import Recipe, fit  # noqa: E402
-from fastpose.train.targets import cascade_targets  # noqa: E402
+from fastpose.train.losses import cpn_loss  # noqa: E402
+from fastpose.train.targets import cascade_targets, megvii_targets  # noqa: E402
 
 SPEC = model_spec("cpn-light")
 SMALL = replace(SPEC.window, size=(64, 64))
@@ -63,7 +64,7 @@ def test_joints_and_picture_are_moved_alike(tmp_path, flip):
 
 def colours(batch):
     """[N, K, 3] what lies under each joint, 0 to 255; NaN where that is outside the window."""
-    n, k = batch.labelled.shape
+    n, k = batch.visibility.shape
     out = np.full((n, k, 3), np.nan)
     for i, j in np.ndindex(n, k):
         x, y = np.rint(batch.joints[i, j]).astype(int)
@@ -111,9 +112,8 @@ def test_half_bodies_leave_joints_outside_that_still_count(tmp_path):
     batch = data.batch(np.arange(30), SMALL, views, np.random.default_rng(0))
     outside = ((batch.joints < -0.5) | (batch.joints > 63.5)).any(axis=2)
     assert outside.any(axis=1).mean() > 0.5
-    targets, weights = cascade_targets(
-        torch.from_numpy(batch.joints), torch.from_numpy(batch.labelled), SPEC, (64, 64)
-    )
+    labelled = torch.from_numpy(batch.visibility > 0).float()
+    targets, weights = cascade_targets(torch.from_numpy(batch.joints), labelled, SPEC, (64, 64))
     hidden = torch.from_numpy(outside)
     assert (targets[-1].amax((2, 3))[hidden] == 0).all()
     assert (weights[hidden] == 1).all()
@@ -194,6 +194,55 @@ def test_loss_falls_and_validation_is_logged(tmp_path):
     assert rows[-1]["loss"] < 0.5 * rows[0]["loss"]
     assert rows[-1]["mode"] == 0.0
     assert "mode" not in rows[0]
+
+
+def coco_people(folder, count=2):
+    """Pictures of nothing with joints; every third is hidden, every fifth not labelled."""
+    rng = np.random.default_rng(0)
+    samples = []
+    for i in range(count):
+        cv2.imwrite(str(folder / f"{i}.png"), rng.integers(0, 255, (90, 70, 3), np.uint8))
+        joints = rng.uniform((10, 10), (60, 80), (17, 2)).astype(np.float32)
+        labelled = np.arange(17) % 5 > 0
+        visible = labelled & (np.arange(17) % 3 > 0)
+        samples.append(Sample(folder / f"{i}.png", (90, 70), joints, labelled, visible))
+    return PoseData("coco", COCO17, tuple(samples))
+
+
+def test_visibility_follows_joints_into_mirrored_windows(tmp_path):
+    data = TrainingSet([coco_people(tmp_path)])
+    sample = data.samples[0]
+    v = sample.labelled.astype(int) + sample.visible
+    for flip in (0.0, 1.0):
+        views = replace(STILL, flip=flip)
+        batch = data.batch(np.arange(1), SMALL, views, np.random.default_rng(0))
+        expected = v[COCO17.flip_order()] if flip else v
+        np.testing.assert_array_equal(batch.visibility[0], expected)
+
+
+@pytest.mark.parametrize("name", ["cpn50", "cpn50-tf"])
+def test_a_published_network_is_trained_for_its_published_loss(tmp_path, name):
+    spec = model_spec(name)
+    data = TrainingSet([coco_people(tmp_path)])
+    rows = []
+    once = recipe(schedule=((spec.size, 1),), batch=2)
+    fit(spec, data, once, tmp_path / "run", report=rows.append)
+    torch.manual_seed(once.seed)
+    network = create(name).to(memory_format=torch.channels_last).train()
+    batch = next(batches(data, spec.window, 2, STILL, np.random.default_rng((once.seed, 0))))
+    targets = megvii_targets(
+        torch.from_numpy(batch.joints), torch.from_numpy(batch.visibility), spec
+    )
+    output = network(torch.from_numpy(batch.images))
+    expected = cpn_loss(output, targets, style=spec.kwargs["style"], top=8).item()
+    assert rows[0]["loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_published_network_keeps_its_size(tmp_path):
+    data = TrainingSet([coco_people(tmp_path)])
+    small = recipe(schedule=(((64, 64), 1),), batch=2)
+    with pytest.raises(ModelError, match="cpn50 is trained at 256x192, got 64x64"):
+        fit(model_spec("cpn50"), data, small, tmp_path / "run")
 
 
 def test_a_model_of_other_joints_is_refused(tmp_path):
