@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -136,15 +137,14 @@ def _device(torch: Any, name: str) -> str:
 
 def _words() -> list[str]:
     """The command line without folders of this machine: paths keep their last part."""
-    words = []
-    for word in sys.argv[1:]:
-        kind, colon, path = word.partition(":")
-        if colon and "/" in path:
-            word = f"{kind}:{Path(path).name}"
-        elif "/" in word:
-            word = Path(word).name
-        words.append(word)
-    return words
+    # what stands before a path: an option and "=", a kind of data and ":", or nothing
+    return [
+        re.sub(r"^((?:--[a-z-]+=)?(?:[a-z]+:)?)(.*/.*)$", _last_part, word) for word in sys.argv[1:]
+    ]
+
+
+def _last_part(found: re.Match[str]) -> str:
+    return found[1] + Path(found[2]).name
 
 
 def _schedule(text: str) -> Schedule:

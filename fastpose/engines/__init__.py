@@ -145,7 +145,17 @@ def open_network(
     buckets: Sequence[int] = BUCKETS,
     threads: int | None = None,
 ) -> Engine:
-    """Open an ONNX graph that `spec` describes; arguments and errors as in `open_engine`."""
+    """Open a network that `spec` describes.
+
+    Args:
+        path: an ONNX graph or, for the kind "torch", a weight file.
+        spec: of the network.
+        kind: as in `open_engine`, like the rest, and the errors too.
+        device: as there.
+        precision: as there.
+        buckets: as there.
+        threads: as there.
+    """
     request = Request(
         spec=spec,
         file=path,
@@ -156,7 +166,7 @@ def open_network(
         buckets=check_buckets(buckets),
         threads=threads,
     )
-    return _open(_choose(kind, GRAPH_KINDS), request)
+    return _open(_choose(kind, KINDS), request)
 
 
 def load_engine(path: str | Path, *, device: str = "auto", threads: int | None = None) -> Engine:

@@ -48,8 +48,11 @@ class Shift:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, distances to a thousandth of a pixel."""
-        return {k: round(v, 4 if k == "moved" else 3) for k, v in asdict(self).items()}
+        """Plain values, distances to a thousandth of a pixel; None for a joint that was lost."""
+        return {
+            key: round(value, 4 if key == "moved" else 3) if np.isfinite(value) else None
+            for key, value in asdict(self).items()
+        }
 
 
 def measure_shift(reference: Engine, engine: Engine, batches: Iterable[Floats]) -> Shift:

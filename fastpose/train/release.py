@@ -76,17 +76,17 @@ def release(
         "graph_sha256": file_hash(graph),
     }
     if validation is not None:
-        card |= _measure(graph, spec, validation)
+        card |= _measure(graph, weights, spec, validation)
     path = folder / f"{spec.name}.json"
     path.write_text(json.dumps(card, indent=1) + "\n")
     return card
 
 
-def _measure(graph: Path, spec: ModelSpec, data: PoseData) -> dict[str, Any]:
-    """Accuracy of every engine that runs here, and how far bf16 moves the joints."""
+def _measure(graph: Path, weights: Path, spec: ModelSpec, data: PoseData) -> dict[str, Any]:
+    """Accuracy of every engine that runs here, and how far bf16 moves the module's joints."""
     figures: dict[str, Any] = {}
     low: dict[str, Any] = {}
-    reference = open_network(graph, spec, kind="openvino", precision="f32")
+    reference = open_network(weights, spec, kind="torch", precision="f32")
     for kind, precision in ((k, p) for k in KINDS for p in ("f32", LOW)):
         try:
             engine = open_network(graph, spec, kind=kind, precision=precision)
