@@ -14,6 +14,7 @@ import importlib.util
 import platform
 
 import numpy as np
+import pytest
 from interleave import ROUNDS, interleave, report
 
 from fastpose.ops import cpp, decode
@@ -31,7 +32,8 @@ def heatmaps(people: int) -> np.ndarray:
     return (np.exp(-square / 8) + noise).astype(np.float32)
 
 
-def against_rtmlib() -> None:
+def against_rtmlib() -> dict[int, float]:
+    """Ratio by number of people."""
     import cv2
     from rtmlib.tools.pose_estimation.post_processings import post_dark_udp
 
@@ -45,6 +47,7 @@ def against_rtmlib() -> None:
         points = np.stack((index % SIZE[1], index // SIZE[1]), axis=-1).astype(np.float32)
         return post_dark_udp(np.where(score[..., None] > 0, points, -1), maps, kernel=11)
 
+    ratios = {}
     for people in PEOPLE:
         maps = heatmaps(people)
         copies = [maps.copy() for _ in range(ROUNDS)]
@@ -54,10 +57,13 @@ def against_rtmlib() -> None:
             lambda copies=copies: peer(copies.pop()),
             lambda maps=maps: decode(maps, method="udp"),
         )
-        report(f"udp, rtmlib, {people} people (within {worst:.0e} cells)", theirs, ours)
+        name = f"udp, rtmlib, {people} people (within {worst:.0e} cells)"
+        ratios[people] = report(name, theirs, ours)
+    return ratios
 
 
-def against_torch() -> None:
+def against_torch() -> dict[int, float]:
+    """Ratio by number of people."""
     import torch
 
     torch.set_num_threads(1)
@@ -76,23 +82,43 @@ def against_torch() -> None:
 
         return torch.stack((x + shift(x, w, 1), y + shift(y, h, w)), dim=-1)
 
+    ratios = {}
     for people in PEOPLE:
         maps = torch.from_numpy(heatmaps(people))
         assert torch.equal(decode(maps, method="quarter")[0], peer(maps))
         theirs, ours = interleave(
             lambda maps=maps: peer(maps), lambda maps=maps: decode(maps, method="quarter")
         )
-        report(f"quarter, torch, {people} people", theirs, ours)
+        ratios[people] = report(f"quarter, torch, {people} people", theirs, ours)
+    return ratios
 
 
-def against_reference() -> None:
-    maps = heatmaps(8)
+def against_reference() -> dict[str, float]:
+    """Ratio by method."""
+    maps, ratios = heatmaps(8), {}
     for method in ("argmax", "quarter", "parabola", "taylor", "dark", "udp", "soft", "cpn"):
         theirs, ours = interleave(
             lambda method=method: decode(maps, method=method, backend="reference"),
             lambda method=method: decode(maps, method=method),
         )
-        report(f"{method}, our reference, 8 people", theirs, ours)
+        ratios[method] = report(f"{method}, our reference, 8 people", theirs, ours)
+    return ratios
+
+
+def bench_decode_beside_rtmlib():
+    """At least half of the margin that is aimed at, 7x."""
+    pytest.importorskip("rtmlib", reason="rtmlib is not installed here")
+    assert against_rtmlib()[8] >= 3.5
+
+
+def bench_decode_beside_torch():
+    """At least half of the margin that is aimed at, 3.5x at 32 people."""
+    pytest.importorskip("torch", reason="torch is not installed here")
+    assert against_torch()[32] >= 1.75
+
+
+def bench_decode_beside_its_reference():
+    assert min(against_reference().values()) >= 2
 
 
 def main() -> None:
