@@ -235,6 +235,7 @@ def _people(count: int) -> str:
 
 def _tell_files(sink: Sink) -> None:
     """Say what was written: each file, or how many where there are several."""
+    from fastpose.sinks.background import BackgroundSink
     from fastpose.sinks.video import OpenCVVideoSink
 
     if len(sink.files) > 1:
@@ -242,8 +243,9 @@ def _tell_files(sink: Sink) -> None:
         return
     for path in sink.files:
         note = ""
-        if isinstance(sink, OpenCVVideoSink):
-            note = f" ({sink.codec}; the extra fastpose-inference[video] gives H.264)"
+        writer = sink.inner if isinstance(sink, BackgroundSink) else sink
+        if isinstance(writer, OpenCVVideoSink):
+            note = f" ({writer.codec}; the extra fastpose-inference[video] gives H.264)"
         print(f"wrote {path}{note}", file=sys.stderr)
 
 

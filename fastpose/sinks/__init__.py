@@ -55,9 +55,11 @@ def open_sinks(
         for name in formats:
             opened.append(_open(name, Path(out_dir), source, header))
         if video:
+            from fastpose.sinks.background import BackgroundSink
             from fastpose.sinks.video import open_drawn
 
-            opened.append(open_drawn(Path(out_dir), source, min_score=min_score))
+            drawn = open_drawn(Path(out_dir), source, min_score=min_score)
+            opened.append(BackgroundSink(drawn))
         if show:
             from fastpose.sinks.window import WindowSink
 
