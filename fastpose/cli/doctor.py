@@ -16,9 +16,9 @@ PACKAGES = (
     ("openvino", "", "engine, the default on CPUs"),
     ("onnxruntime", "onnxruntime", "engine"),
     ("torch", "torch", "engine, training, building engines"),
-    ("triton", "torch", "kernels on NVIDIA GPUs"),
+    ("triton", "torch", "not used in this release"),
     ("onnx", "torch", "building engines"),
-    ("tensorrt", "tensorrt", "engine on NVIDIA GPUs"),
+    ("tensorrt", "tensorrt", "not used in this release"),
     ("av", "video", "H.264 video, time stamps"),
     ("pyarrow", "data", "--save parquet"),
 )

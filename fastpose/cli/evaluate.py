@@ -20,21 +20,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the verb."""
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
-        "model", nargs="?", metavar="MODEL", help="a model's name, 'default', or an engine bundle"
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="a name that `fastpose models` lists, 'default', or a built engine's file",
     )
     what.add_argument(
         "--predictions",
         type=Path,
         metavar="FILE",
-        help=".npy [N, K, 2] of joints for the whole set, in the pixel count of the set's own "
-        "files (LSP counts from 1)",
+        help=".npy [N, K, 2] of joints, for all its pictures in order, in pixels as the set's own "
+        "files count them (LSP from 1)",
     )
     parser.add_argument(
-        "--data", required=True, metavar="KIND:PATH", help="annotated pictures, such as lsp:DIR"
+        "--data",
+        required=True,
+        metavar="KIND:PATH",
+        help="annotated pictures: lsp:DIR or lspet:DIR",
     )
     add_engine(parser)
     parser.add_argument("--flip", action="store_true", help="average with the mirrored picture")
-    parser.add_argument("--limit", type=positive, metavar="N", help="the first N pictures alone")
+    parser.add_argument("--limit", type=positive, metavar="N", help="only the first N pictures")
 
 
 def run(args: argparse.Namespace) -> int:

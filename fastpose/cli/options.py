@@ -18,21 +18,26 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
         "--engine",
         default="auto",
         metavar="KIND|FILE",
-        help=f"{', '.join(ENGINES)}, or the file of a built engine (default: auto)",
+        help="auto, openvino, onnxruntime, torch, or the file of a built engine; tensorrt is not "
+        "in this release (default: auto)",
     )
     parser.add_argument(
         "--precision",
         choices=PRECISIONS,
         default="auto",
-        help="auto is bf16 where the machine computes in it and the model passed, else f32",
+        help="auto (the default) is bf16 where the machine computes in it and the model's card "
+        "says that it passed, else f32",
     )
     parser.add_argument(
         "--device",
         default="auto",
-        help="cpu, cuda, ... (default: auto); a detector's graph runs on the CPU beside cuda",
+        help="of the networks: cpu, cuda, ... (default: auto); cuda is for the pose network alone",
     )
     parser.add_argument(
-        "--threads", type=positive, metavar="N", help="of the CPU, for networks and kernels"
+        "--threads",
+        type=positive,
+        metavar="N",
+        help="CPU threads of each network and of the kernels",
     )
 
 

@@ -48,9 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--video",
         action="store_true",
-        help="write the frames with poses drawn, a video or, of pictures, pictures",
+        help="write the frames with the poses drawn: a video, or pictures for pictures",
     )
-    parser.add_argument("--show", action="store_true", help="show them in a window; q ends")
+    parser.add_argument(
+        "--show", action="store_true", help="show the drawn frames in a window; q ends"
+    )
     parser.add_argument(
         "--min-score",
         type=share,
@@ -62,19 +64,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         default="default",
         metavar="NAME|FILE",
-        help="see `fastpose models`, or a built engine's file",
+        help="a name that `fastpose models` lists, or a built engine's file (default: cpn-light)",
     )
     who = parser.add_mutually_exclusive_group()
     who.add_argument(
         "--detector",
         default="default",
-        metavar="NAME|FILE.onnx|none",
-        help="who finds people; none takes the whole frame for one person",
+        metavar="FILE.onnx|none",
+        help="what finds people: a file, or none for the whole frame as one person; this release "
+        "has no detector of its own, so give this or --boxes",
     )
     parser.add_argument(
         "--detector-layout",
         metavar="LAYOUT",
-        help="what its outputs mean (default: recognised by their shapes)",
+        help="what its outputs mean; an unknown name lists the known ones (default: recognised)",
     )
     parser.add_argument(
         "--detector-score",
@@ -97,8 +100,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="look for people in every N-th frame, follow them in between (default: 1)",
     )
-    parser.add_argument("--track", action="store_true", help="number people over time")
-    parser.add_argument("--smooth", action="store_true", help="filter joints over time; tracks")
+    parser.add_argument("--track", action="store_true", help="give people numbers that stay")
+    parser.add_argument(
+        "--smooth", action="store_true", help="filter joints over time; implies --track"
+    )
     parser.add_argument(
         "--max-frames", type=positive, metavar="N", help="stop after N of each source"
     )

@@ -18,21 +18,25 @@ Schedule = tuple[tuple[tuple[int, int], int], ...]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the verb."""
-    parser.add_argument("model", help="name, see `fastpose models`")
+    parser.add_argument("model", help="a name that `fastpose models` lists")
     parser.add_argument(
         "--data",
         action="append",
         required=True,
         metavar="KIND:PATH",
-        help="training set, such as lsp:DIR or lspet:DIR; repeat for several, twice to count twice",
+        help="training set: lsp:DIR or lspet:DIR; give several, or one twice to count it twice",
     )
-    parser.add_argument("--val", metavar="KIND:PATH", help="set to measure on, such as lsp:DIR")
+    parser.add_argument(
+        "--val",
+        metavar="KIND:PATH",
+        help="set to measure the result on; without it the card has no accuracy",
+    )
     parser.add_argument(
         "--out",
         type=Path,
         required=True,
         metavar="DIR",
-        help="checkpoints, log, final weights; what is there already is gone on with",
+        help="checkpoint, log and final weights; a run that was broken off there goes on",
     )
     parser.add_argument(
         "--schedule",
@@ -57,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--precision",
         choices=("bf16", "f32"),
         default="bf16",
-        help="of the passes; weights are f32 (default: bf16)",
+        help="of the arithmetic; weights are f32 (default: bf16)",
     )
     parser.add_argument("--device", default="auto", help="cpu or cuda (default: cuda if there)")
     parser.add_argument("--threads", type=positive, metavar="N", help="of the CPU (default: all)")
