@@ -1,8 +1,8 @@
-"""Human pose estimation at the speed of the hardware.
+"""Human pose estimation for pictures and video.
 
 >>> import fastpose
->>> with fastpose.Pose(detector="none") as pose:
-...     people = pose(frame)  # [H, W, 3] uint8 BGR -> People
+>>> with fastpose.Pose(detector="none") as pose:  # the whole frame is one person
+...     people = pose(frame)  # [H, W, 3] uint8 BGR -> People, joints in frame pixels
 """
 
 from __future__ import annotations
