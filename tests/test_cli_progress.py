@@ -71,3 +71,11 @@ def test_spans_are_for_people(clock, capsys, seconds, text):
     clock.now = 10
     progress.step()
     assert text in capsys.readouterr().err
+
+
+def test_a_resumed_run_reckons_with_its_own_time(clock, capsys):
+    progress = Progress("model", 38, "epochs", clock=clock)
+    progress.resume(34)
+    clock.now += 240
+    progress.step("loss 0.02")
+    assert capsys.readouterr().err == "model: 35/38 epochs, 15.0/h, 12:00 min left, loss 0.02\n"

@@ -10,7 +10,7 @@ ON_SCREEN, IN_LOG = 0.1, 10.0  # seconds between updates
 
 
 class Progress:
-    """Counts what is done; a context manager.
+    """Counts what is done.
 
     Args:
         label: what is being worked on.
@@ -26,7 +26,7 @@ class Progress:
         unit: str = "frames",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.done = 0
+        self.done = self._before = 0
         self._label, self._total, self._unit, self._clock = label, total, unit, clock
         self._screen = sys.stderr.isatty()
         self._start = self._shown = clock()
@@ -39,7 +39,11 @@ class Progress:
     @property
     def rate(self) -> float:
         """Units a second since the start."""
-        return self.done / max(self.seconds, 1e-9)
+        return (self.done - self._before) / max(self.seconds, 1e-9)
+
+    def resume(self, done: int) -> None:
+        """Begin with so many done by a run before; they do not count as fast."""
+        self.done = self._before = done
 
     def step(self, note: str = "", count: int = 1) -> None:
         """Count, and show it when it is time to; `note` follows the figures."""
@@ -59,13 +63,14 @@ class Progress:
 
     def _left(self) -> str:
         """How long the rest will take at the rate so far; nothing where that is not known."""
-        if self._total is None or not 0 < self.done < self._total:
+        if self._total is None or not self._before < self.done < self._total:
             return ""
         return f"{_span((self._total - self.done) / max(self.rate, 1e-9))} left"
 
     def _write(self, notes: list[str]) -> None:
         of = "" if self._total is None else f"/{self._total}"
-        parts = [f"{self._label}: {self.done}{of} {self._unit}", f"{self.rate:.1f}/s"]
+        speed = f"{self.rate:.1f}/s" if self.rate >= 0.1 else f"{self.rate * 3600:.1f}/h"
+        parts = [f"{self._label}: {self.done}{of} {self._unit}", speed]
         line = ", ".join([*parts, *(note for note in notes if note)])
         if self._screen:
             print(f"\r\x1b[2K{line}", end="", file=sys.stderr, flush=True)

@@ -95,7 +95,8 @@ def run(args: argparse.Namespace) -> int:
     progress = Progress(spec.name, recipe.epochs, unit="epochs")
 
     def report(row: dict[str, Any]) -> None:
-        progress.done = row["epoch"] - 1
+        if not progress.done:
+            progress.resume(row["epoch"] - 1)
         progress.step(f"loss {row['loss']:.5f}")
 
     network = fit(spec, TrainingSet(sets), recipe, args.out, device=device, report=report)
