@@ -1,6 +1,6 @@
-"""Make a short clip to try things on: a camera that pans over scikit-image's astronaut.
+"""Make a short clip to try things on: a camera that pans over a photograph on a grey board.
 
-The photograph (NASA, public domain) comes inside the package scikit-image.
+The photograph (Lav Varshney, CC0) comes inside the package scikit-image: `skimage.data.camera`.
 
     python docs/panning_clip.py out/clip.mp4
 """
@@ -10,28 +10,26 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from skimage.data import astronaut
+from skimage.data import camera
 
 FRAMES, FPS = 60, 25
-SIZE = (480, 400)  # (h, w) of the clip; the picture is 512 x 512
+SIZE = (680, 448)  # (h, w) of the clip in pixels
+CORNER = (-100.0, 0.0)  # of the board's part that is seen, in the photograph's pixels
+BOARD = (118, 118, 118)
 
 
 def main() -> None:
     """Write the clip that the command line names."""
     path = Path(sys.argv[1])
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture = np.ascontiguousarray(astronaut()[..., ::-1])
-    height, width = SIZE
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), FPS, (width, height))
+    picture = cv2.cvtColor(camera(), cv2.COLOR_GRAY2BGR)
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), FPS, SIZE[::-1])
     for i in range(FRAMES):
         swing = np.sin(2 * np.pi * i / FRAMES)  # there and back
-        zoom = 1.0 + 0.1 * swing
-        shift = np.array([256 + 30 * swing, 250.0]) - np.array([width, height]) / 2 / zoom
-        affine = np.array([[1 / zoom, 0, shift[0]], [0, 1 / zoom, shift[1]]])
+        zoom = 1.25 + 0.05 * swing  # photograph's pixels per pixel of the clip
+        affine = np.array([[zoom, 0, CORNER[0] + 20 * swing], [0, zoom, CORNER[1] - 10 * swing]])
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        frame = cv2.warpAffine(
-            picture, affine, (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE
-        )
+        frame = cv2.warpAffine(picture, affine, SIZE[::-1], flags=flags, borderValue=BOARD)
         writer.write(frame)
     writer.release()
 
