@@ -34,9 +34,7 @@ def locate_joints(
         flipped=flipped,
         flip_pairs=None if flipped is None else spec.joints.flip_pairs,
         flip_shift=CONVENTIONS[spec.convention].flip_shift,
-        affines=cells_to_frame(affines, spec.convention, spec.size, maps.shape[2:]).astype(
-            np.float32
-        ),
+        affines=cells_to_frame(affines, spec.convention, spec.size, maps.shape[2:]),
     )
 
 

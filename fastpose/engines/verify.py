@@ -88,7 +88,7 @@ def measure_shift(reference: Engine, engine: Engine, batches: Iterable[Floats]) 
 
 def _joints(maps: Floats, spec: ModelSpec) -> tuple[Floats, Floats]:
     """Joints in input pixels and their scores."""
-    to_input = grid(spec.convention, spec.size, maps.shape[2:]).astype(np.float32)
+    to_input = grid(spec.convention, spec.size, maps.shape[2:])
     return ops.decode(
         maps,
         method=spec.method,
