@@ -13,8 +13,8 @@ import numpy as np
 from skimage.data import camera
 
 FRAMES, FPS = 60, 25
-SIZE = (680, 448)  # (h, w) of the clip in pixels
-CORNER = (-100.0, 0.0)  # of the board's part that is seen, in the photograph's pixels
+SIZE = (600, 400)  # (h, w) of the clip in pixels
+CORNER = (-70.0, -20.0)  # of the board's part that is seen, in the photograph's pixels
 BOARD = (118, 118, 118)
 
 
@@ -26,8 +26,8 @@ def main() -> None:
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), FPS, SIZE[::-1])
     for i in range(FRAMES):
         swing = np.sin(2 * np.pi * i / FRAMES)  # there and back
-        zoom = 1.25 + 0.05 * swing  # photograph's pixels per pixel of the clip
-        affine = np.array([[zoom, 0, CORNER[0] + 20 * swing], [0, zoom, CORNER[1] - 10 * swing]])
+        zoom = 1 + 0.03 * swing  # photograph's pixels per pixel of the clip
+        affine = np.array([[zoom, 0, CORNER[0] + 10 * swing], [0, zoom, CORNER[1] - 10 * swing]])
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
         frame = cv2.warpAffine(picture, affine, SIZE[::-1], flags=flags, borderValue=BOARD)
         writer.write(frame)
