@@ -329,8 +329,10 @@ def test_it_runs_without_torch(tmp_path):
     assert (out / "a.pose.mp4").stat().st_size > 1000
 
 
-def test_a_reader_that_leaves_is_no_error(tmp_path):
-    run = child(clip(tmp_path / "a.mp4"), "--detector", "none", "--json", "--out", tmp_path / "out")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_leaves_is_no_error(tmp_path, unbuffered):
+    words = [clip(tmp_path / "a.mp4"), "--detector", "none", "--json", "--out", tmp_path / "out"]
+    run = child(*words, env={**os.environ, "PYTHONUNBUFFERED": unbuffered})
     os.close(run.stdout.fileno())
     run.stdout = None
     _, errors = run.communicate(timeout=60)

@@ -63,7 +63,9 @@ def _run(args: argparse.Namespace, interrupts: list[int]) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _warn(args.verb)
-            return int(import_module(f"fastpose.cli.{VERBS[args.verb][0]}").run(args))
+            status = int(import_module(f"fastpose.cli.{VERBS[args.verb][0]}").run(args))
+            sys.stdout.flush()  # here, where a reader that has gone is dealt with
+            return status
     except (FastposeError, KeyboardInterrupt) as error:
         if interrupts or isinstance(error, KeyboardInterrupt):
             print(f"fastpose {args.verb}: interrupted", file=sys.stderr)
