@@ -19,10 +19,10 @@ from fastpose.engines.manifest import replaced
 from fastpose.errors import BackendError, EngineError
 from fastpose.models import create, final_maps
 from fastpose.models.spec import ModelSpec
+from fastpose.models.weights import LARGEST_HALF
 
 OPSET = 18  # the newest that the exporter writes without conversion
 SEED = 0  # of random weights
-LARGEST_HALF = 65504.0
 
 
 def random_network(name: str) -> nn.Module:

@@ -9,13 +9,22 @@ from torch import Tensor, nn
 
 from fastpose.errors import WeightsError
 
+LARGEST_HALF = 65504.0
 
-def save_weights(state: dict[str, Tensor], path: Path) -> None:
-    """Write a state dict as the project keeps it: fp16, norm statistics fp32, counters dropped."""
+
+def save_weights(state: dict[str, Tensor], path: Path, *, half: bool = True) -> None:
+    """Write a state dict without its counters, as the project keeps weights.
+
+    Args:
+        state: of a network.
+        path: the file; its folder exists.
+        half: in fp16, but for norm statistics and tensors that leave its range; else all in fp32.
+    """
     from safetensors.torch import save
 
+    stored = {name: _stored(name, t, half) for name, t in state.items() if is_weight(name)}
     # `save_file` would make a file that only its owner may read.
-    path.write_bytes(save({name: _stored(name, t) for name, t in state.items() if _kept(name)}))
+    path.write_bytes(save(stored))
 
 
 def load_weights(network: nn.Module, path: Path) -> None:
@@ -31,7 +40,7 @@ def load_weights(network: nn.Module, path: Path) -> None:
         state = load_file(str(path))
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{path}: not a readable safetensors file: {error}") from None
-    expected = {name: t for name, t in network.state_dict().items() if _kept(name)}
+    expected = {name: t for name, t in network.state_dict().items() if is_weight(name)}
     missing, extra = expected.keys() - state.keys(), state.keys() - expected.keys()
     if missing or extra:
         raise WeightsError(
@@ -46,10 +55,13 @@ def load_weights(network: nn.Module, path: Path) -> None:
     network.load_state_dict({name: t.float() for name, t in state.items()}, strict=False)
 
 
-def _kept(name: str) -> bool:
+def is_weight(name: str) -> bool:
+    """A tensor of that name does something; a norm's counter of batches does not."""
     return not name.endswith("num_batches_tracked")
 
 
-def _stored(name: str, tensor: Tensor) -> Tensor:
+def _stored(name: str, tensor: Tensor, half: bool) -> Tensor:
+    tensor = tensor.detach().cpu()
     statistic = name.endswith(("running_mean", "running_var"))
-    return tensor.detach().cpu().to(torch.float32 if statistic else torch.float16).contiguous()
+    fits = half and not statistic and not bool((tensor.abs() > LARGEST_HALF).any())
+    return tensor.to(torch.float16 if fits else torch.float32).contiguous()

@@ -53,6 +53,24 @@ def test_file_holds_half_precision_and_no_counters(saved: tuple[nn.Module, Path]
     assert set(kinds.values()) == {torch.float16}
 
 
+def test_all_can_be_kept_in_single_precision(tmp_path: Path) -> None:
+    network = small()
+    save_weights(network.state_dict(), tmp_path / "w.safetensors", half=False)
+    other = small()
+    load_weights(other, tmp_path / "w.safetensors")
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(other.state_dict()[name], tensor), name
+
+
+def test_what_leaves_the_range_of_half_precision_stays_single(tmp_path: Path) -> None:
+    state = small().state_dict()
+    state["0.weight"][0, 0, 0, 0], state["3.weight"][0, 0, 0, 0] = 65504.0, -65536.0
+    save_weights(state, tmp_path / "w.safetensors")
+    stored = load_file(str(tmp_path / "w.safetensors"))
+    assert stored["0.weight"].dtype == torch.float16
+    assert torch.equal(stored["3.weight"], state["3.weight"])
+
+
 def test_channels_last_weights_can_be_saved(tmp_path: Path) -> None:
     network = small().to(memory_format=torch.channels_last)
     save_weights(network.state_dict(), tmp_path / "w.safetensors")
