@@ -93,7 +93,8 @@ def open_engine(
 
     Args:
         model: a registered name, with its trained weights or else with random ones and a
-            UserWarning; or a bundle: its manifest or the runtime's file beside it.
+            UserWarning; or a .safetensors file of weights, whose card beside it names the model;
+            or a bundle: its manifest or the runtime's file beside it.
         kind: "openvino", "onnxruntime", "torch", or "auto": the first of these that is installed,
             torch for the device "cuda", a bundle's own.
         device: "auto" (the CPU) or the runtime's name of a device.
@@ -109,26 +110,27 @@ def open_engine(
         EngineError: a bundle is damaged or does not fit this machine; the text names the field.
         ValueError: `buckets` or `threads` are not positive whole numbers.
     """
-    if _names_file(model):
+    weights = Path(model) if str(model).endswith(".safetensors") else None
+    if weights is None and _names_file(model):
         return _open_bundle(Path(model), kind, device, precision, threads)
-    spec = model_spec(str(model))
+    spec = source.read_spec(weights) if weights else model_spec(str(model))
     if kind == "auto" and device.startswith("cuda"):
         kind = "torch"
     kind = _choose(kind, KINDS)
-    if not source.is_trained(spec):
+    if weights is None and not source.is_trained(spec):
         _warn_of_random_weights(spec)
     if kind == "torch":
-        file = source.find_weights(spec)
+        file = weights or source.find_weights(spec)
         weights_hash = file_hash(file) if file else ""
     else:
-        file, weights_hash = source.find_graph(spec)
+        file, weights_hash = source.find_graph(spec, weights)
     request = Request(
         spec=spec,
         file=file,
         weights_hash=weights_hash,
         device=device,
         precision=precision,
-        passed=source.passed(spec),
+        passed=frozenset() if weights else source.passed(spec),
         buckets=check_buckets(buckets),
         threads=threads,
     )

@@ -5,19 +5,41 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
 from fastpose.engines.manifest import file_hash
 from fastpose.errors import BackendError, EngineError, WeightsError
-from fastpose.models import trained
+from fastpose.models import model_spec, trained
 from fastpose.models.spec import ModelSpec
 
 
 def is_trained(spec: ModelSpec) -> bool:
     """The model has a graph or weights in `trained/`."""
     return bool(trained.graph_path(spec.name) or trained.weights_path(spec.name))
+
+
+def read_spec(weights: Path) -> ModelSpec:
+    """The model that a weight file belongs to, as the card beside it says.
+
+    Warns where the card says that the file has not all weights of the model.
+
+    Raises:
+        WeightsError: the file or the card is missing or damaged, or they do not belong together.
+        ModelError: the card is of a model that is not known.
+    """
+    if not weights.is_file():
+        raise WeightsError(f"{weights}: no such file")
+    path = weights.with_suffix(".json")
+    card = trained.read_card(path)
+    if card.get("weights_sha256") != file_hash(weights):
+        raise WeightsError(f"{path}: not the card of {weights.name}: weights_sha256 differs")
+    if card.get("random"):
+        text = f"{weights}: {card['random']} tensors are random: its source did not have them"
+        warnings.warn(text, UserWarning, stacklevel=3)
+    return model_spec(str(card.get("name")))
 
 
 def find_weights(spec: ModelSpec) -> Path | None:

@@ -24,7 +24,7 @@ def card(name: str) -> dict[str, Any]:
     Raises:
         WeightsError: there is no card of that name, or it is not a JSON object.
     """
-    return _read(folder() / f"{name}.json")
+    return read_card(folder() / f"{name}.json")
 
 
 def cards() -> list[dict[str, Any]]:
@@ -33,7 +33,7 @@ def cards() -> list[dict[str, Any]]:
     Raises:
         WeightsError: one of them is not a JSON object; the text names it.
     """
-    return [_read(path) for path in sorted(folder().glob("*.json"))]
+    return [read_card(path) for path in sorted(folder().glob("*.json"))]
 
 
 def graph_path(name: str) -> Path | None:
@@ -46,11 +46,12 @@ def weights_path(name: str) -> Path | None:
     return _existing(folder() / f"{name}.safetensors")
 
 
-def _existing(path: Path) -> Path | None:
-    return path if path.is_file() else None
+def read_card(path: Path) -> dict[str, Any]:
+    """A card, from wherever it lies.
 
-
-def _read(path: Path) -> dict[str, Any]:
+    Raises:
+        WeightsError: the file is missing or no JSON object.
+    """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -60,3 +61,7 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise WeightsError(f"{path}: not a model's card: expected a JSON object")
     return values
+
+
+def _existing(path: Path) -> Path | None:
+    return path if path.is_file() else None
