@@ -1,90 +1,21 @@
-"""Readers of annotated pictures: every set becomes a list of Sample."""
+"""Leeds Sports Pose and its extension: one person a picture."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from fastpose.datasets.files import read_json
+from fastpose.datasets.samples import PoseData, Sample
 from fastpose.errors import BackendError, DataError
-from fastpose.skeleton import LSP14, Skeleton
+from fastpose.skeleton import LSP14
 
 LSP_TRAIN = 1000  # of the 2000 pictures, the first half
-
-TERMS = {
-    "lsp": "Leeds Sports Pose (Johnson and Everingham, BMVC 2010): photographs from Flickr, for "
-    "research; asks for citation, names no licence.",
-    "lspet": "Leeds Sports Pose Extended (Johnson and Everingham, CVPR 2011): photographs from "
-    "Flickr, for research; asks for citation, names no licence.",
-}
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One annotated person.
-
-    Attributes:
-        image: the picture's file.
-        size: (h, w) of the picture in pixels; None where the annotations do not say.
-        joints: [K, 2] float32 (x, y) in pixels, pixel centres at whole numbers.
-        labelled: [K] whether the joint's place is known.
-        visible: [K] whether it is labelled and can be seen.
-    """
-
-    image: Path
-    size: tuple[int, int] | None
-    joints: npt.NDArray[np.float32]
-    labelled: npt.NDArray[np.bool_]
-    visible: npt.NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class PoseData:
-    """A set of samples of one skeleton.
-
-    Attributes:
-        name: its kind, such as lsp.
-        skeleton: the K joints of every sample.
-        samples: in the order of the annotations.
-        split: which part of the set this is.
-        origin: what the set's own files, and predictions published for it, call the centre of the
-            first pixel; `Sample.joints` have it subtracted.
-    """
-
-    name: str
-    skeleton: Skeleton
-    samples: tuple[Sample, ...]
-    split: str = "train"
-    origin: float = 0.0
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def head(self, count: int | None) -> PoseData:
-        """The first `count` samples; all of them for None."""
-        return replace(self, samples=self.samples[:count])
-
-
-def open_data(text: str, split: str = "test") -> PoseData:
-    """Read the data set that KIND:PATH names.
-
-    Args:
-        text: such as "lsp:DIR"; the kinds are those of `KINDS`.
-        split: "train" or "test". A set that has one split alone gives that one, and says so.
-
-    Raises:
-        DataError: the text is not KIND:PATH of a known kind, or the set cannot be read.
-    """
-    kind, colon, path = text.partition(":")
-    if not colon or not path or kind not in KINDS:
-        known = ", ".join(f"{name}:DIR" for name in KINDS)
-        raise DataError(f"data must be one of {known}; got {text!r}")
-    return KINDS[kind](Path(path), split)
 
 
 def read_lsp(folder: Path, split: str) -> PoseData:
@@ -131,64 +62,6 @@ def read_lspet(folder: Path) -> PoseData:
     return PoseData("lspet", LSP14, tuple(samples), "train", origin=1.0)
 
 
-KINDS: dict[str, Callable[[Path, str], PoseData]] = {
-    "lsp": read_lsp,
-    "lspet": lambda folder, split: read_lspet(folder),
-}
-
-
-def read_image(path: Path) -> npt.NDArray[np.uint8]:
-    """The picture of a file, [H, W, 3] uint8, BGR.
-
-    Raises:
-        DataError: the file is missing or holds no picture.
-    """
-    import cv2
-
-    try:
-        content = np.fromfile(path, np.uint8)
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror or error}") from None
-    image: npt.NDArray[np.uint8] | None = (
-        cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size else None
-    )
-    if image is None:
-        raise DataError(f"{path}: not a readable picture")
-    return image
-
-
-def read_predictions(path: Path, data: PoseData) -> npt.NDArray[np.float32]:
-    """Joints that somebody predicted for a whole data set.
-
-    Args:
-        path: a .npy file, [N, K, 2] (x, y) in the set's own pixel count (LSP's starts at 1), rows
-            and joints in the order of the set.
-        data: the set.
-
-    Returns:
-        [N, K, 2] float32, pixel centres at whole numbers; NaN for a joint that was not found.
-
-    Raises:
-        DataError: the file is missing, is no array of numbers, or has another shape.
-    """
-    try:
-        with Path(path).open("rb") as file:
-            array = np.lib.format.read_array(file, allow_pickle=False)
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror or error}") from None
-    except ValueError:
-        raise DataError(f"{path}: expected a .npy array of numbers") from None
-    if array.dtype.kind not in "fiu":
-        raise DataError(f"{path}: expected a .npy array of numbers")
-    expected = [len(data), len(data.skeleton), 2]
-    if list(array.shape) != expected:
-        raise DataError(
-            f"{path}: expected {expected} for the {data.split} split of {data.name}, "
-            f"got {list(array.shape)}"
-        )
-    return array.astype(np.float32) - np.float32(data.origin)
-
-
 @dataclass(frozen=True)
 class _Row:
     """A picture as its annotations describe it.
@@ -226,12 +99,8 @@ def _rows(folder: Path, original: _Original) -> Iterator[_Row]:
 
 def _json_rows(folder: Path) -> Iterator[_Row]:
     path = folder / "annotations.json"
-    try:
-        rows = json.loads(path.read_text())["images"]
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror or error}") from None
-    except (ValueError, KeyError, TypeError):
-        rows = None
+    content = read_json(path)
+    rows = content.get("images") if isinstance(content, dict) else None
     if not isinstance(rows, list):
         raise DataError(f"{path}: expected a JSON object with a list 'images'")
     for number, row in enumerate(rows):

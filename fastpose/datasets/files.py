@@ -1,0 +1,82 @@
+"""Files beside the annotations: JSON, pictures, and joints that somebody predicted."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastpose.datasets.samples import PoseData
+from fastpose.errors import DataError
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file, which may be packed by gzip (.gz).
+
+    Raises:
+        DataError: the file is missing or holds no JSON.
+    """
+    try:
+        content = path.read_bytes()
+        return json.loads(gzip.decompress(content) if path.suffix == ".gz" else content)
+    except (OSError, EOFError, zlib.error) as error:  # EOFError: a packed file that was cut off
+        raise DataError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+    except ValueError as error:  # a UnicodeDecodeError is one
+        raise DataError(f"{path}: no JSON: {error}") from None
+
+
+def read_image(path: Path) -> npt.NDArray[np.uint8]:
+    """The picture of a file, [H, W, 3] uint8, BGR.
+
+    Raises:
+        DataError: the file is missing or holds no picture.
+    """
+    import cv2
+
+    try:
+        content = np.fromfile(path, np.uint8)
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or error}") from None
+    image: npt.NDArray[np.uint8] | None = (
+        cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size else None
+    )
+    if image is None:
+        raise DataError(f"{path}: not a readable picture")
+    return image
+
+
+def read_predictions(path: Path, data: PoseData) -> npt.NDArray[np.float32]:
+    """Joints that somebody predicted for a whole data set.
+
+    Args:
+        path: a .npy file, [N, K, 2] (x, y) in the set's own pixel count (LSP's starts at 1), rows
+            and joints in the order of the set.
+        data: the set.
+
+    Returns:
+        [N, K, 2] float32, pixel centres at whole numbers; NaN for a joint that was not found.
+
+    Raises:
+        DataError: the file is missing, is no array of numbers, or has another shape.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            array = np.lib.format.read_array(file, allow_pickle=False)
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or error}") from None
+    except ValueError:
+        raise DataError(f"{path}: expected a .npy array of numbers") from None
+    if array.dtype.kind not in "fiu":
+        raise DataError(f"{path}: expected a .npy array of numbers")
+    expected = [len(data), len(data.skeleton), 2]
+    if list(array.shape) != expected:
+        raise DataError(
+            f"{path}: expected {expected} for the {data.split} split of {data.name}, "
+            f"got {list(array.shape)}"
+        )
+    return array.astype(np.float32) - np.float32(data.origin)
