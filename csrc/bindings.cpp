@@ -105,6 +105,36 @@ void decode(const py::array& maps, const std::optional<py::array>& flipped,
   fastpose::decode(job, chosen);
 }
 
+fastpose::Bins bins_of(const py::array_t<float>& bins) {
+  const int64_t item = sizeof(float);
+  return {bins.data(), bins.strides(0) / item, bins.strides(1) / item, size(bins, 2)};
+}
+
+using Vectors = std::optional<py::array_t<float>>;
+
+void decode_simcc(const py::array_t<float>& x, const py::array_t<float>& y,
+                  const Vectors& flipped_x, const Vectors& flipped_y, const Array<int32_t>& partner,
+                  double split, int flip_shift, double peak_value,
+                  const std::optional<Array<double>>& affines, Array<float>& points,
+                  Array<float>& scores, const std::string& isa) {
+  const fastpose::SimccJob job{bins_of(x),
+                               bins_of(y),
+                               flipped_x ? bins_of(*flipped_x) : fastpose::Bins{},
+                               flipped_y ? bins_of(*flipped_y) : fastpose::Bins{},
+                               partner.data(),
+                               x.shape(0),
+                               x.shape(1),
+                               split,
+                               flip_shift,
+                               peak_value,
+                               affines ? affines->data() : nullptr,
+                               points.mutable_data(),
+                               scores.mutable_data()};
+  const fastpose::Isa chosen = parse_isa(isa);
+  const py::gil_scoped_release nogil;
+  fastpose::decode_simcc(job, chosen);
+}
+
 template <class T>
 Array<T> array_of(const std::vector<T>& values) {
   return Array<T>(static_cast<py::ssize_t>(values.size()), values.data());
@@ -163,6 +193,12 @@ PYBIND11_MODULE(_C, m) {
         py::arg("partner").noconvert(), py::arg("mean"), py::arg("flip_shift"), py::arg("method"),
         py::arg("taps").noconvert(), py::arg("peak_value"), py::arg("affines").noconvert(),
         py::arg("points").noconvert(), py::arg("scores").noconvert(), py::arg("isa") = "auto");
+
+  m.def("decode_simcc", &decode_simcc, py::arg("x").noconvert(), py::arg("y").noconvert(),
+        py::arg("flipped_x").noconvert(), py::arg("flipped_y").noconvert(),
+        py::arg("partner").noconvert(), py::arg("split"), py::arg("flip_shift"),
+        py::arg("peak_value"), py::arg("affines").noconvert(), py::arg("points").noconvert(),
+        py::arg("scores").noconvert(), py::arg("isa") = "auto");
 
   m.def("suppress_boxes", &suppress_boxes, py::arg("boxes").noconvert(),
         py::arg("scores").noconvert(), py::arg("classes").noconvert(), py::arg("method"),

@@ -80,6 +80,29 @@ struct DecodeJob {
 
 void decode(const DecodeJob& job, Isa isa);
 
+// Vectors [n, k, count]; strides in elements, of any sign, 1 along the bins.
+struct Bins {
+  const float* data;
+  int64_t window_stride, joint_stride;
+  int count;
+};
+
+// SimCC vectors to points [n, k, 2] and scores [n, k].
+struct SimccJob {
+  Bins x, y;
+  Bins flipped_x, flipped_y;  // of the mirrored input, or without data
+  const int32_t* partner;     // [k]: the joint of the mirrored input that belongs to this one
+  int64_t n, k;
+  double split;    // bins for each pixel of the input
+  int flip_shift;  // bins by which mirrored-back x vectors are shifted left
+  double peak_value;
+  const double* affines;  // [n, 2, 3], input pixel -> frame pixel, or null
+  float* points;
+  float* scores;
+};
+
+void decode_simcc(const SimccJob& job, Isa isa);
+
 enum class SuppressMethod { Hard, SoftLinear, SoftGaussian };
 
 // The method of that name in Python. Throws std::invalid_argument for another name.

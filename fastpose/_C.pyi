@@ -67,6 +67,22 @@ def decode(
     C-contiguous.
     """
 
+def decode_simcc(
+    x: Floats,
+    y: Floats,
+    flipped_x: Floats | None,
+    flipped_y: Floats | None,
+    partner: npt.NDArray[np.int32],
+    split: float,
+    flip_shift: int,
+    peak_value: float,
+    affines: npt.NDArray[np.float64] | None,
+    points: Floats,
+    scores: Floats,
+    isa: str = "auto",
+) -> None:
+    """Peaks of [N, K, bins], the last axis dense, into points [N, K, 2] and scores [N, K]."""
+
 def suppress_boxes(
     boxes: npt.NDArray[np.float64],
     scores: npt.NDArray[np.float64],

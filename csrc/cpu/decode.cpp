@@ -26,15 +26,6 @@ struct Point {
   double x, y;
 };
 
-const DecodeLoops& loops_of(Isa isa) {
-#if defined(__x86_64__)
-  if (isa == Isa::Avx512) return decode_avx512;
-  if (isa == Isa::Avx2) return decode_avx2;
-#endif
-  (void)isa;
-  return decode_scalar;
-}
-
 // The memory behind a DecodeRoom. Not set to anything: every cell is written before it is read.
 class Memory {
  public:
@@ -309,6 +300,15 @@ int64_t maps_per_quarter_millisecond(const DecodeJob& job) {
 
 }  // namespace
 
+const DecodeLoops& decode_loops(Isa isa) {
+#if defined(__x86_64__)
+  if (isa == Isa::Avx512) return decode_avx512;
+  if (isa == Isa::Avx2) return decode_avx2;
+#endif
+  (void)isa;
+  return decode_scalar;
+}
+
 DecodeMethod parse_decode_method(const std::string& name) {
   static const char* const names[] = {"argmax", "quarter", "parabola", "taylor",
                                       "dark",   "udp",     "soft",     "cpn"};
@@ -318,7 +318,7 @@ DecodeMethod parse_decode_method(const std::string& name) {
 }
 
 void decode(const DecodeJob& job, Isa isa) {
-  const DecodeLoops& loops = loops_of(isa);
+  const DecodeLoops& loops = decode_loops(isa);
   parallel_for(job.n * job.k, maps_per_quarter_millisecond(job), [&](int64_t begin, int64_t end) {
     const Memory memory(job);
     std::vector<int64_t> found;

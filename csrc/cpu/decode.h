@@ -56,6 +56,8 @@ extern const DecodeLoops decode_avx2;
 extern const DecodeLoops decode_avx512;
 #endif
 
+const DecodeLoops& decode_loops(Isa isa);
+
 // NaN counts as 0 everywhere. (Static: a copy compiled for AVX-512 must stay in its own file.)
 static inline float clean(float value) { return value == value ? value : 0.0f; }
 

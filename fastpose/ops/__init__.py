@@ -3,10 +3,19 @@
 from fastpose.errors import BackendError
 from fastpose.ops.decode import decode
 from fastpose.ops.render import render
+from fastpose.ops.simcc import decode_simcc
 from fastpose.ops.suppress import suppress_boxes, suppress_poses
 from fastpose.ops.warp import warp
 
-__all__ = ["decode", "render", "set_num_threads", "suppress_boxes", "suppress_poses", "warp"]
+__all__ = [
+    "decode",
+    "decode_simcc",
+    "render",
+    "set_num_threads",
+    "suppress_boxes",
+    "suppress_poses",
+    "warp",
+]
 
 
 def set_num_threads(threads: int) -> None:

@@ -12,9 +12,19 @@ from fastpose.ops.choose import Array
 
 if TYPE_CHECKING:
     from fastpose.ops.decode import DecodeOptions
+    from fastpose.ops.simcc import SimccOptions
     from fastpose.ops.warp import WarpOptions
 
-__all__ = ["as_numpy", "best_isa", "decode", "get_num_threads", "like", "set_num_threads", "warp"]
+__all__ = [
+    "as_numpy",
+    "best_isa",
+    "decode",
+    "decode_simcc",
+    "get_num_threads",
+    "like",
+    "set_num_threads",
+    "warp",
+]
 
 
 def as_numpy(array: Array) -> np.ndarray:
@@ -108,3 +118,41 @@ def _stages(maps: Array, stages: str) -> np.ndarray:
     elif stages == "last":
         maps = maps[-1:]
     return np.ascontiguousarray(_memory(maps))
+
+
+def decode_simcc(
+    vectors: tuple[Array, Array],
+    flipped: tuple[Array, Array] | None,
+    affines: Array | None,
+    options: SimccOptions,
+    isa: str = "auto",
+) -> tuple[Array, Array]:
+    """As `fastpose.ops.simcc.decode_simcc_reference`; `isa` forces an instruction set."""
+    x, y = map(_bins, vectors)
+    back_x, back_y = (None, None) if flipped is None else map(_bins, flipped)
+    points = np.empty((*x.shape[:2], 2), np.float32)
+    scores = np.empty(x.shape[:2], np.float32)
+    _C.decode_simcc(
+        x,
+        y,
+        back_x,
+        back_y,
+        options.partner,
+        options.split,
+        options.flip_shift,
+        options.peak_value,
+        None if affines is None else np.ascontiguousarray(as_numpy(affines), np.float64),
+        points,
+        scores,
+        isa,
+    )
+    return like(points, vectors[0]), like(scores, vectors[0])
+
+
+def _bins(vectors: Array) -> np.ndarray:
+    """As float32, the bins side by side: without a copy for one half of a row that holds both."""
+    if not isinstance(vectors, np.ndarray):
+        vectors = vectors.detach().float()
+    bins = as_numpy(vectors).astype(np.float32, copy=False)
+    dense = all(step % 4 == 0 for step in bins.strides) and bins.strides[2] == 4
+    return bins if dense else np.ascontiguousarray(bins)

@@ -141,7 +141,7 @@ def decode(
         flip_shift=int(flip_shift),
         peaks=int(peaks),
         peak_value=peak_value,
-        partner=_partners(flip_pairs or (), joints),
+        partner=mirror_partners(flip_pairs or (), joints),
         taps=blur_taps(CPN_RADIUS if method == "cpn" else blur_radius(sigma)),
     )
     match choose(backend, heatmaps, kernels=("cpp",), reference="numpy"):
@@ -163,7 +163,7 @@ def decode_reference(
     Returns:
         points [N, K, peaks, 2] and scores [N, K, peaks], of the kind of `heatmaps`.
     """
-    merged = _merge(_host(heatmaps), None if flipped is None else _host(flipped), options)
+    merged = _merge(to_host(heatmaps), None if flipped is None else to_host(flipped), options)
     n, k, h, w = merged.shape
     maps = merged.reshape(n * k, h, w).astype(np.float64)
     searched = _blur(maps, options.taps, "constant") if options.method == "cpn" else maps
@@ -177,10 +177,10 @@ def decode_reference(
         points[~found] = np.nan
         points = points.reshape(n, k, options.peaks, 2)
         if affines is not None:
-            matrix = _host(affines).astype(np.float64)[:, None, None]
+            matrix = to_host(affines).astype(np.float64)[:, None, None]
             points = (matrix[..., :2] @ points[..., None])[..., 0] + matrix[..., 2]
         scores = np.where(found, value / options.peak_value, 0.0).reshape(points.shape[:-1])
-        return _like(points, heatmaps), _like(scores, heatmaps)
+        return to_kind(points, heatmaps), to_kind(scores, heatmaps)
 
 
 def blur_radius(sigma: float) -> int:
@@ -366,7 +366,7 @@ def _blur(maps: Doubles, taps: Doubles, border: str) -> Doubles:
     return maps
 
 
-def _host(array: Array) -> npt.NDArray:
+def to_host(array: Array) -> npt.NDArray:
     """A numpy array of the same values; bfloat16, which numpy lacks, becomes float32."""
     if isinstance(array, np.ndarray):
         return array
@@ -374,7 +374,7 @@ def _host(array: Array) -> npt.NDArray:
     return (array.float() if type_name(array) == "bfloat16" else array).numpy()
 
 
-def _like(result: npt.NDArray, array: Array) -> Array:
+def to_kind(result: npt.NDArray, array: Array) -> Array:
     """`result` as float32, of the kind of `array` and on its device."""
     result = result.astype(np.float32)
     if isinstance(array, np.ndarray):
@@ -384,7 +384,8 @@ def _like(result: npt.NDArray, array: Array) -> Array:
     return torch.from_numpy(result).to(array.device)
 
 
-def _partners(pairs: Sequence[tuple[int, int]], joints: int) -> npt.NDArray[np.int32]:
+def mirror_partners(pairs: Sequence[tuple[int, int]], joints: int) -> npt.NDArray[np.int32]:
+    """[joints] the channel whose place each one takes in the mirrored input."""
     partner = np.arange(joints, dtype=np.int32)
     for a, b in pairs:
         if not (0 <= a < joints and 0 <= b < joints):
@@ -439,12 +440,19 @@ def _check_companions(
             )
         if flip_pairs is None:
             raise ValueError("flip_pairs must be given with flipped, () for none, got None")
-    if affines is not None:
-        if not isinstance(affines, kind) or device_kind(affines) != device:
-            raise ValueError(f"affines must be a {kind.__name__} on {device} like heatmaps")
-        expected = [heatmaps.shape[-4], 2, 3]
-        if list(affines.shape) != expected or type_name(affines) not in ("float32", "float64"):
-            raise ValueError(
-                f"affines must be {expected} float32 or float64, "
-                f"got {list(affines.shape)} {affines.dtype}"
-            )
+    check_affines("heatmaps", heatmaps, heatmaps.shape[-4], affines)
+
+
+def check_affines(name: str, array: Array, windows: int, affines: Array | None) -> None:
+    """Raise ValueError unless there are none or one for each window of the array called `name`."""
+    if affines is None:
+        return
+    kind, device = type(array), device_kind(array)
+    if not isinstance(affines, kind) or device_kind(affines) != device:
+        raise ValueError(f"affines must be a {kind.__name__} on {device} like {name}")
+    expected = [windows, 2, 3]
+    if list(affines.shape) != expected or type_name(affines) not in ("float32", "float64"):
+        raise ValueError(
+            f"affines must be {expected} float32 or float64, "
+            f"got {list(affines.shape)} {affines.dtype}"
+        )

@@ -87,6 +87,32 @@ void decode_all(Isa isa) {
           }
 }
 
+// One peak in every bin in turn, with and without a mirrored input.
+void decode_simcc_all(Isa isa) {
+  const int32_t partner[] = {0};
+  for (const int across : {1, 5, 33})
+    for (const int down : {1, 70})
+      for (const int shift : {0, 1, 8})
+        for (int peak = 0; peak < across; ++peak) {
+          std::vector<float> x(across, 0.1f), y(down, 0.1f);
+          x[peak] = y[peak % down] = 1.0f;
+          float points[2], scores[1];
+          SimccJob job{};
+          job.x = {x.data(), across, across, across};
+          job.y = {y.data(), down, down, down};
+          job.partner = partner;
+          job.n = job.k = 1;
+          job.split = job.peak_value = 1.0;
+          job.flip_shift = shift;
+          job.points = points;
+          job.scores = scores;
+          decode_simcc(job, isa);
+          job.flipped_x = job.x;
+          job.flipped_y = job.y;
+          decode_simcc(job, isa);
+        }
+}
+
 }  // namespace
 
 int main() {
@@ -94,5 +120,6 @@ int main() {
     if (isa > best_isa()) continue;
     warp_all(isa);
     decode_all(isa);
+    decode_simcc_all(isa);
   }
 }
