@@ -22,6 +22,10 @@ VERBS = {
     "models": ("models", "list the models: accuracy, size, terms of their data"),
     "eval": ("evaluate", "measure accuracy on annotated data"),
     "train": ("train", "train a model, or go on training it"),
+    "import-weights": (
+        "import_weights",
+        "turn another project's checkpoint into weights of a model",
+    ),
     "doctor": ("doctor", "what this machine can run, and why not the rest"),
 }
 INTERRUPTED = 130
