@@ -1,41 +1,17 @@
-"""Heat maps -> People in frame pixels."""
+"""Boxes and joints -> People."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from fastpose import ops
-from fastpose.geometry import CONVENTIONS, Doubles, cells_to_frame
+from fastpose.models.joints import locate_joints
 from fastpose.models.spec import ModelSpec
 from fastpose.types import Boxes, Floats, People
 
+__all__ = ["as_people", "drop_duplicates", "locate_joints"]
+
 DUPLICATE = 0.9  # object keypoint similarity above which two poses are one person
-
-
-def locate_joints(
-    maps: Floats, affines: Doubles, spec: ModelSpec, *, flipped: Floats | None = None
-) -> tuple[Floats, Floats]:
-    """Find the joints of N windows.
-
-    Args:
-        maps: [N, K, h, w].
-        affines: [N, 2, 3] window -> frame pixel, as `crop_people` returns them.
-        spec: the network that made the maps.
-        flipped: its maps of the mirrored windows, to be averaged in.
-
-    Returns:
-        points [N, K, 2] in frame pixels, NaN where there is no peak, and scores [N, K].
-    """
-    return ops.decode(
-        maps,
-        method=spec.method,
-        sigma=spec.sigma,
-        peak_value=spec.peak_value,
-        flipped=flipped,
-        flip_pairs=None if flipped is None else spec.joints.flip_pairs,
-        flip_shift=CONVENTIONS[spec.convention].flip_shift,
-        affines=cells_to_frame(affines, spec.convention, spec.size, maps.shape[2:]),
-    )
 
 
 def drop_duplicates(people: People) -> People:

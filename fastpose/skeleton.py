@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +42,55 @@ class Skeleton:
         for a, b in self.flip_pairs:
             order[a], order[b] = b, a
         return order
+
+    @classmethod
+    def from_dict(cls, values: Any) -> Skeleton:
+        """A joint set from plain values, such as `dataclasses.asdict` makes of one.
+
+        `limbs` and `flip_pairs` may be left out for none, and name a joint or give its index from
+        0; without `sigmas` every joint has that of a shoulder.
+
+        Raises:
+            ModelError: the text names the field, what was expected and what came.
+        """
+        fields = set(cls.__dataclass_fields__)
+        if not isinstance(values, dict) or values.keys() - fields:
+            raise ModelError(f"expected an object with {', '.join(sorted(fields))}, got {values!r}")
+        name, joints = values.get("name"), values.get("joints")
+        if not isinstance(name, str) or not name:
+            raise ModelError(f"name must be a text, got {name!r}")
+        names = joints if isinstance(joints, (list, tuple)) else ()
+        if not names or not all(isinstance(n, str) and n for n in names):
+            raise ModelError(f"joints must be a list of names, got {joints!r}")
+        if len(set(names)) < len(names):
+            raise ModelError(f"joints must differ from each other, got {joints!r}")
+        pairs = {key: _pairs(key, values.get(key, ()), names) for key in ("limbs", "flip_pairs")}
+        mirrored = [joint for pair in pairs["flip_pairs"] for joint in pair]
+        if len(set(mirrored)) < len(mirrored):
+            raise ModelError(f"flip_pairs must have a joint once, got {values['flip_pairs']!r}")
+        sigmas = values.get("sigmas", [_SHOULDER] * len(names))
+        if not isinstance(sigmas, (list, tuple)) or len(sigmas) != len(names):
+            raise ModelError(f"sigmas must be {len(names)} numbers, got {sigmas!r}")
+        if not all(type(s) in (int, float) and 0 < s < math.inf for s in sigmas):
+            raise ModelError(f"sigmas must be positive and finite, got {sigmas!r}")
+        return cls(name, tuple(names), **pairs, sigmas=tuple(map(float, sigmas)))
+
+
+def _pairs(key: str, values: Any, names: Any) -> tuple[tuple[int, int], ...]:
+    """Pairs of names or indices as pairs of indices."""
+    known: dict[Any, int] = {name: i for i, name in enumerate(names)}
+    known |= {i: i for i in range(len(names))}
+    found = []
+    for pair in values if isinstance(values, (list, tuple)) else (values,):
+        ends = pair if isinstance(pair, (list, tuple)) and len(pair) == 2 else (None, None)
+        a, b = (known.get(end) if type(end) in (int, str) else None for end in ends)
+        if a is None or b is None or a == b:
+            raise ModelError(
+                f"{key} must be pairs of joints, by name or index 0 to {len(names) - 1}, "
+                f"got {pair!r}"
+            )
+        found.append((a, b))
+    return tuple(found)
 
 
 # The sigma_i of the COCO evaluation (its k_i are twice these).
@@ -144,3 +197,20 @@ def skeleton(name: str) -> Skeleton:
     except KeyError:
         known = ", ".join(SKELETONS)
         raise ModelError(f"unknown skeleton {name!r}; known: {known}") from None
+
+
+def read_skeleton(path: Path) -> Skeleton:
+    """A joint set of one's own from a JSON file; see `Skeleton.from_dict`.
+
+    Raises:
+        ModelError: the file is missing or no joint set, or has the name of a known one.
+    """
+    try:
+        found = Skeleton.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise ModelError(f"{path}: no skeleton file: {error.strerror}") from None
+    except ValueError as error:  # not JSON, no text, or no joint set
+        raise ModelError(f"{path}: not a skeleton: {error}") from None
+    if found.name in SKELETONS and found != SKELETONS[found.name]:
+        raise ModelError(f"{path}: not a skeleton: the name {found.name} is that of a known one")
+    return found

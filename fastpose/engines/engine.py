@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -48,7 +48,11 @@ class Graph(Protocol):
 
 
 class Engine(Protocol):
-    """A pose network in a runtime: windows in, heat maps out.
+    """A pose network in a runtime: windows in, results out.
+
+    A result is one array whatever the network: heat maps [N, K, h / stride, w / stride], or
+    SimCC vectors [N, K, bins], those of x before those of y. So whoever keeps, copies or cuts
+    results need not know which; `fastpose.models.joints.locate_joints` reads both.
 
     Attributes:
         manifest: what runs, and how.
@@ -73,11 +77,10 @@ class Engine(Protocol):
         """
 
     def run(self, count: int) -> Floats:
-        """The heat maps of the first `count` windows of the buffer.
+        """The results for the first `count` windows of the buffer.
 
         Returns:
-            [count, K, h / stride, w / stride] float32, the engine's own memory: valid until the
-            next run.
+            [count, K, ...] float32, the engine's own memory: valid until the next run.
 
         Raises:
             ValueError: `count` is not from 1 to `manifest.buckets[-1]`.
@@ -85,13 +88,13 @@ class Engine(Protocol):
         """
 
     def __call__(self, batch: Floats) -> Floats:
-        """The heat maps of windows that lie elsewhere, any number of them.
+        """The results for windows that lie elsewhere, any number of them.
 
         Args:
             batch: [N, 3, h, w] float32, strided or not.
 
         Returns:
-            [N, K, h / stride, w / stride] float32, owned by the caller.
+            [N, K, ...] float32, owned by the caller.
 
         Raises:
             ValueError: another type or shape.
@@ -131,18 +134,28 @@ class Request:
 
 
 class BufferedEngine(ABC):
-    """The host side of an engine: one aligned input, one aligned output, and how N is split.
+    """The host side of an engine: one aligned input, aligned outputs, and how N is split.
 
     A runtime adds `_infer` and `_free`.
+
+    Args:
+        manifest: what runs, and how.
+        batch: the one batch size that the network takes; None where it takes any.
     """
 
     shareable = False  # the buffer is one
 
-    def __init__(self, manifest: Manifest) -> None:
+    def __init__(self, manifest: Manifest, batch: int | None = None) -> None:
         self.manifest = manifest
-        spec, rows = manifest.spec, manifest.buckets[-1]
+        self._sizes = (batch,) if batch else manifest.buckets
+        spec, rows = manifest.spec, sum(split(manifest.buckets[-1], self._sizes))
         self._images = aligned_zeros((rows, 3, *spec.size))
-        self._heatmaps = aligned_zeros((rows, len(spec.joints), *spec.cells))
+        self._outputs = [aligned_zeros((rows, *shape)) for shape in spec.results]
+        # A single output is the result; several are joined along their last axis after each run.
+        self._result = self._outputs[0]
+        if len(spec.results) > 1:
+            joints, bins = spec.results[0][0], sum(shape[-1] for shape in spec.results)
+            self._result = aligned_zeros((rows, joints, bins))
         self._closed = False
 
     def buffer(self, count: int) -> Floats:
@@ -152,7 +165,10 @@ class BufferedEngine(ABC):
     def run(self, count: int) -> Floats:
         """See `Engine.run`."""
         self._infer(self._checked(count))
-        return self._heatmaps[:count]
+        if len(self._outputs) > 1:
+            parts = [output[:count] for output in self._outputs]
+            np.concatenate(parts, axis=-1, out=self._result[:count])
+        return self._result[:count]
 
     def __call__(self, batch: Floats) -> Floats:
         """See `Engine.__call__`."""
@@ -164,13 +180,13 @@ class BufferedEngine(ABC):
                 f"batch must be float32 [N, {', '.join(map(str, shape))}], "
                 f"got {batch.dtype} {list(batch.shape)}"
             )
-        heatmaps = np.empty((len(batch), *self._heatmaps.shape[1:]), np.float32)
+        results = np.empty((len(batch), *self._result.shape[1:]), np.float32)
         step = self.manifest.buckets[-1]
         for start in range(0, len(batch), step):
             part = batch[start : start + step]
             self.buffer(len(part))[...] = part
-            heatmaps[start : start + step] = self.run(len(part))
-        return heatmaps
+            results[start : start + step] = self.run(len(part))
+        return results
 
     def close(self) -> None:
         """See `Engine.close`."""
@@ -187,7 +203,10 @@ class BufferedEngine(ABC):
 
     @abstractmethod
     def _infer(self, count: int) -> None:
-        """Fill the first `count` rows of `_heatmaps` from those of `_images`."""
+        """Fill the first `count` rows of each of `_outputs` from those of `_images`.
+
+        Rows behind them may be run too, where the network's batch size is fixed.
+        """
 
     @abstractmethod
     def _free(self) -> None:
@@ -248,21 +267,61 @@ def choose_precision(request: Request, kind: str, device: str, offered: Collecti
     return request.precision
 
 
-def check_network(
+@dataclass(frozen=True)
+class Ports:
+    """Where a network's graph is connected.
+
+    Attributes:
+        input: name.
+        outputs: names, in the order of `ModelSpec.results`.
+        batch: the one batch size that the graph takes; None where it takes any.
+    """
+
+    input: str
+    outputs: tuple[str, ...]
+    batch: int | None
+
+
+def find_ports(
     graph: Path, inputs: Mapping[str, Port], outputs: Mapping[str, Port], spec: ModelSpec
+) -> Ports:
+    """Where to connect a network's graph.
+
+    Raises:
+        EngineError: the graph does not take and give what the spec says.
+    """
+    _check_ports(graph, "input", inputs, tuple(inputs), [(3, *spec.size)])
+    names = spec.ports or tuple(outputs)
+    missing = [name for name in names if name not in outputs]
+    if missing:
+        raise EngineError(f"{graph}: there is no output {missing[0]!r}; it has: {list(outputs)}")
+    _check_ports(graph, "output", outputs, names, spec.results)
+    (name,) = inputs
+    axes, _ = inputs[name]
+    return Ports(name, names, axes[0])
+
+
+def _check_ports(
+    graph: Path,
+    side: str,
+    ports: Mapping[str, Port],
+    names: tuple[str, ...],
+    shapes: Sequence[tuple[int, ...]],
 ) -> None:
-    """Raise EngineError unless the graph takes and gives what the spec says, in any number."""
-    wanted: dict[str, tuple[tuple[int | None, ...], Mapping[str, Port]]] = {
-        "input": ((None, 3, *spec.size), inputs),
-        "output": ((None, len(spec.joints), *spec.cells), outputs),
-    }
-    for side, (shape, ports) in wanted.items():
-        found = list(ports.values())
-        if found != [(shape, np.dtype(np.float32))]:
-            raise EngineError(
-                f"{graph}: the {side} must be one float32 {_axes(shape)}, got "
-                + "; ".join(f"{dtype} {_axes(axes)}" for axes, dtype in found)
-            )
+    """Raise EngineError unless the named ports have these shapes behind a batch of their own."""
+    found = [ports[name] for name in names]
+    fits = len(found) == len(shapes) and all(
+        dtype == np.float32
+        and len(axes) == 1 + len(shape)
+        and all(a in (None, b) for a, b in zip(axes[1:], shape, strict=True))
+        for (axes, dtype), shape in zip(found, shapes, strict=True)
+    )
+    if not fits:
+        wanted = " and ".join(f"one float32 {_axes((None, *shape))}" for shape in shapes)
+        raise EngineError(
+            f"{graph}: the {side} must be {wanted}, got "
+            + "; ".join(f"{dtype} {_axes(axes)}" for axes, dtype in found)
+        )
 
 
 def check_feeds(inputs: Mapping[str, Port], feeds: Mapping[str, npt.NDArray[Any]]) -> None:

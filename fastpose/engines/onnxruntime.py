@@ -16,8 +16,9 @@ from fastpose.engines.engine import (
     Request,
     cause,
     check_feeds,
-    check_network,
     choose_precision,
+    find_ports,
+    split,
 )
 from fastpose.engines.manifest import Manifest, file_hash
 from fastpose.errors import BackendError, EngineError
@@ -65,9 +66,9 @@ class ONNXRuntimeGraph:
 
 
 class ONNXRuntimeEngine(BufferedEngine):
-    """A pose network in one session that takes every batch size as it is.
+    """A pose network in one session that takes every batch size as it is, or only its own.
 
-    The runtime reads windows from the engine's buffer and writes heat maps into it: no copies.
+    The runtime reads windows from the engine's buffer and writes results into it: no copies.
     """
 
     def __init__(self, request: Request) -> None:
@@ -78,8 +79,7 @@ class ONNXRuntimeEngine(BufferedEngine):
         self._session: ort.InferenceSession | None = _open(request.file, request.threads)
         inputs = _ports(request.file, self._session.get_inputs())
         outputs = _ports(request.file, self._session.get_outputs())
-        check_network(request.file, inputs, outputs, request.spec)
-        self._input, self._output = next(iter(inputs)), next(iter(outputs))
+        self._ports = find_ports(request.file, inputs, outputs, request.spec)
         super().__init__(
             Manifest(
                 spec=request.spec,
@@ -92,17 +92,25 @@ class ONNXRuntimeEngine(BufferedEngine):
                 file=request.file.name,
                 file_hash=file_hash(request.file),
                 weights_hash=request.weights_hash,
-            )
+            ),
+            self._ports.batch,
         )
 
     def _infer(self, count: int) -> None:
+        start = 0
+        for size in split(count, self._sizes) if self._ports.batch else (count,):
+            self._run(slice(start, start + size))
+            start += size
+
+    def _run(self, rows: slice) -> None:
         assert self._session is not None, "closed engines do not come here"
-        images, heatmaps = self._images[:count], self._heatmaps[:count]
         binding = self._session.io_binding()
-        binding.bind_input(self._input, "cpu", 0, np.float32, images.shape, images.ctypes.data)
-        binding.bind_output(
-            self._output, "cpu", 0, np.float32, heatmaps.shape, heatmaps.ctypes.data
-        )
+        bind_input, bind_output = binding.bind_input, binding.bind_output
+        images = self._images[rows]
+        bind_input(self._ports.input, "cpu", 0, np.float32, images.shape, images.ctypes.data)
+        for name, output in zip(self._ports.outputs, self._outputs, strict=True):
+            part = output[rows]
+            bind_output(name, "cpu", 0, np.float32, part.shape, part.ctypes.data)
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:  # the runtime's errors have no class of their own above them

@@ -27,8 +27,8 @@ from fastpose.engines.engine import (
     Request,
     cause,
     check_feeds,
-    check_network,
     choose_precision,
+    find_ports,
     split,
 )
 from fastpose.engines.manifest import Manifest, file_hash
@@ -84,24 +84,24 @@ class OpenVINOGraph:
 class OpenVINOEngine(BufferedEngine):
     """A pose network compiled for one static batch size after the other, as they are first used.
 
-    The runtime reads windows from the engine's buffer and writes heat maps into it: no copies.
+    The runtime reads windows from the engine's buffer and writes results into it: no copies.
     """
 
     def __init__(self, request: Request) -> None:
         assert request.file is not None, "a graph is needed"
         self._path, self._threads = request.file, request.threads
         self._model = _read(request.file)
-        check_network(
-            request.file,
-            _ports(request.file, self._model.inputs),
-            _ports(request.file, self._model.outputs),
-            request.spec,
+        outputs = _ports(request.file, self._model.outputs)
+        ports = find_ports(
+            request.file, _ports(request.file, self._model.inputs), outputs, request.spec
         )
+        self._indices = [list(outputs).index(name) for name in ports.outputs]
+        self._spec = request.spec
         self._device = _device(request.device)
         self._asked = choose_precision(request, "openvino", self._device, _offered(self._device))
         self._lock = threading.Lock()
         self._requests: dict[int, ov.InferRequest] = {}
-        found = _precision_found(self._compiled(request.buckets[0]))
+        found = _precision_found(self._compiled(ports.batch or request.buckets[0]), self._asked)
         super().__init__(
             Manifest(
                 spec=request.spec,
@@ -114,15 +114,17 @@ class OpenVINOEngine(BufferedEngine):
                 file=request.file.name,
                 file_hash=file_hash(request.file),
                 weights_hash=request.weights_hash,
-            )
+            ),
+            ports.batch,
         )
 
     def _infer(self, count: int) -> None:
         start = 0
-        for size in split(count, self.manifest.buckets):
+        for size in split(count, self._sizes):
             request, rows = self._compiled(size), slice(start, start + size)
             request.set_input_tensor(ov.Tensor(self._images[rows], shared_memory=True))
-            request.set_output_tensor(ov.Tensor(self._heatmaps[rows], shared_memory=True))
+            for index, output in zip(self._indices, self._outputs, strict=True):
+                request.set_output_tensor(index, ov.Tensor(output[rows], shared_memory=True))
             try:
                 request.infer()
             except RuntimeError as error:
@@ -132,13 +134,26 @@ class OpenVINOEngine(BufferedEngine):
     def _compiled(self, size: int) -> ov.InferRequest:
         with self._lock:  # another thread may warm the engine up
             if size not in self._requests:
-                shape = self._model.input(0).get_partial_shape()
-                self._model.reshape(ov.PartialShape([size, *list(shape)[1:]]))
+                shape = ov.PartialShape([size, 3, *self._spec.size])
+                if self._model.input(0).get_partial_shape() != shape:
+                    self._model.reshape(shape)
                 compiled = _compile(
                     self._path, self._model, self._device, self._asked, self._threads
                 )
+                self._check_outputs(compiled, size)
                 self._requests[size] = compiled.create_infer_request()
             return self._requests[size]
+
+    def _check_outputs(self, compiled: ov.CompiledModel, size: int) -> None:
+        """Axes that the graph left open are known only now."""
+        for index, wanted in zip(self._indices, self._spec.results, strict=True):
+            port = compiled.output(index)
+            found = port.get_partial_shape()
+            if found != ov.PartialShape([size, *wanted]):
+                raise EngineError(
+                    f"{self._path}: {port.any_name} must be {[size, *wanted]} for an input of "
+                    f"{self._spec.size}, got {found}"
+                )
 
     def _free(self) -> None:
         self._requests.clear()
@@ -193,15 +208,15 @@ def _offered(device: str) -> list[str]:
     return [precision for name, precision in CAPABILITIES.items() if name in listed]
 
 
-def _precision_found(request: ov.InferRequest) -> str:
-    """The precision of most of the arithmetic that was compiled, not the one that was asked for."""
+def _precision_found(request: ov.InferRequest, asked: str) -> str:
+    """The precision of most of the arithmetic that was compiled; `asked` where there is none."""
     nodes = request.get_compiled_model().get_runtime_model().get_ops()
     found = Counter(
         node.get_rt_info()["runtimePrecision"].astype(str)
         for node in nodes
         if node.get_rt_info()["layerType"].astype(str) in ARITHMETIC
     )
-    return found.most_common(1)[0][0]
+    return found.most_common(1)[0][0] if found else asked
 
 
 def _ports(path: Path, ports: list[Any]) -> dict[str, Port]:

@@ -58,7 +58,7 @@ class TorchEngine(BufferedEngine):
                 heatmaps = final_maps(self._network(images))
         except RuntimeError as error:
             raise EngineError(f"{self.manifest.name}: torch: {cause(error)}") from None
-        torch.from_numpy(self._heatmaps[:count]).copy_(heatmaps)
+        torch.from_numpy(self._result[:count]).copy_(heatmaps)
 
     def _free(self) -> None:
         self._network = None

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastpose import ops
 from fastpose.engines.engine import Engine
-from fastpose.geometry import grid
+from fastpose.models.joints import locate_joints
 from fastpose.models.spec import ModelSpec
 
 Floats = npt.NDArray[np.float32]
@@ -86,13 +85,6 @@ def measure_shift(reference: Engine, engine: Engine, batches: Iterable[Floats]) 
     )
 
 
-def _joints(maps: Floats, spec: ModelSpec) -> tuple[Floats, Floats]:
+def _joints(results: Floats, spec: ModelSpec) -> tuple[Floats, Floats]:
     """Joints in input pixels and their scores."""
-    to_input = grid(spec.convention, spec.size, maps.shape[2:])
-    return ops.decode(
-        maps,
-        method=spec.method,
-        sigma=spec.sigma,
-        peak_value=spec.peak_value,
-        affines=np.repeat(to_input[None], len(maps), axis=0),
-    )
+    return locate_joints(results, np.tile(np.eye(2, 3), (len(results), 1, 1)), spec)

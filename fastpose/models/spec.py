@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -9,16 +10,19 @@ from fastpose.crop import Window
 from fastpose.errors import ModelError
 from fastpose.skeleton import SKELETONS, Skeleton, skeleton
 
+OUTPUTS = ("heatmap", "simcc")
+
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A network's border: input, heat maps, joints and conventions, as data.
+    """A network's border: input, result, joints and conventions, as data.
 
     Attributes:
         name: the model's name.
-        network: "module:callable" under fastpose.models that builds the module.
+        network: "module:callable" under fastpose.models that builds the module; "" for one from
+            elsewhere, of which there is only a graph.
         size: (h, w) of the input in pixels.
-        stride: input pixels per heat-map cell.
+        stride: input pixels per heat-map cell; 1 where there are none.
         skeleton: name of the joint set; its length is the number of heat maps.
         mean, std: per input channel, in units of 0-255, after `rgb`.
         rgb: the input is RGB (frames are BGR).
@@ -26,8 +30,14 @@ class ModelSpec:
         padding: the box is enlarged by this before it is cropped; a pair is for (x, y).
         method, sigma, peak_value: arguments of `ops.decode` that the maps were trained for.
         kwargs: further arguments of the callable.
-        paper: author, title, venue, year.
+        paper: author, title, venue, year; "" for a network from elsewhere.
         parameters: exact number of parameters where the publication or we know it.
+        output: "heatmap", or "simcc" for two vectors of bins for each joint, as `ops.decode_simcc`
+            reads them; the grid of `convention`, `method` and `sigma` then have no meaning.
+        split: bins for each pixel of the input.
+        ports: names of the graph's outputs that count: the heat maps, or x and y of the vectors;
+            () where it has no others.
+        custom: the joint set itself where it is none of `SKELETONS`.
     """
 
     name: str
@@ -46,16 +56,27 @@ class ModelSpec:
     paper: str
     parameters: int | None = None
     kwargs: dict[str, Any] = field(default_factory=dict)
+    output: str = "heatmap"
+    split: float = 2.0
+    ports: tuple[str, ...] = ()
+    custom: Skeleton | None = None
 
     def __post_init__(self) -> None:
-        if self.skeleton not in SKELETONS:
+        known = self.custom.name if self.custom else self.skeleton in SKELETONS and self.skeleton
+        if known != self.skeleton:
             raise ModelError(f"{self.name}: unknown skeleton {self.skeleton!r}")
+        if self.output not in OUTPUTS:
+            raise ModelError(
+                f"{self.name}: output must be {' or '.join(OUTPUTS)}, got {self.output!r}"
+            )
+        if not (math.isfinite(self.split) and self.split > 0):
+            raise ModelError(f"{self.name}: split must be positive and finite, got {self.split!r}")
         if self.size[0] % self.stride or self.size[1] % self.stride:
             raise ModelError(f"{self.name}: size {self.size} is no multiple of {self.stride}")
 
     @property
     def joints(self) -> Skeleton:
-        return skeleton(self.skeleton)
+        return self.custom or skeleton(self.skeleton)
 
     @property
     def window(self) -> Window:
@@ -66,6 +87,15 @@ class ModelSpec:
     def cells(self) -> tuple[int, int]:
         """(h, w) of the heat maps."""
         return self.size[0] // self.stride, self.size[1] // self.stride
+
+    @property
+    def results(self) -> tuple[tuple[int, ...], ...]:
+        """Shape of each of the network's outputs for one window."""
+        k = len(self.joints)
+        if self.output == "heatmap":
+            return ((k, *self.cells),)
+        height, width = (round(side * self.split) for side in self.size)
+        return (k, width), (k, height)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as a card or a manifest keeps them."""
@@ -80,6 +110,8 @@ class ModelSpec:
         """
         tuples = {k: tuple(v) for k, v in values.items() if isinstance(v, list)}
         try:
+            if values.get("custom") is not None:
+                tuples["custom"] = Skeleton.from_dict(values["custom"])
             return cls(**{**values, **tuples})
-        except TypeError as error:
+        except (TypeError, ModelError) as error:
             raise ModelError(f"not a model spec: {error}") from None

@@ -1,0 +1,51 @@
+"""From what a pose network gives to joints: the one place that knows the kinds of its output."""
+
+from __future__ import annotations
+
+from fastpose import ops
+from fastpose.geometry import CONVENTIONS, Doubles, cells_to_frame
+from fastpose.models.spec import ModelSpec
+from fastpose.types import Floats
+
+
+def locate_joints(
+    results: Floats, affines: Doubles, spec: ModelSpec, *, flipped: Floats | None = None
+) -> tuple[Floats, Floats]:
+    """Find the joints of N windows.
+
+    Args:
+        results: what an engine gives: heat maps [N, K, h, w], or SimCC vectors [N, K, bins], those
+            of x before those of y.
+        affines: [N, 2, 3] window -> frame pixel, as `crop_people` returns them.
+        spec: the network that made the results.
+        flipped: its results for the mirrored windows, to be averaged in.
+
+    Returns:
+        points [N, K, 2] in frame pixels, NaN where there is no peak, and scores [N, K].
+    """
+    flip_pairs = None if flipped is None else spec.joints.flip_pairs
+    if spec.output == "simcc":
+        return ops.decode_simcc(
+            *_vectors(results, spec),
+            split=spec.split,
+            flipped=None if flipped is None else _vectors(flipped, spec),
+            flip_pairs=flip_pairs,
+            peak_value=spec.peak_value,
+            affines=affines,
+        )
+    return ops.decode(
+        results,
+        method=spec.method,
+        sigma=spec.sigma,
+        peak_value=spec.peak_value,
+        flipped=flipped,
+        flip_pairs=flip_pairs,
+        flip_shift=CONVENTIONS[spec.convention].flip_shift,
+        affines=cells_to_frame(affines, spec.convention, spec.size, results.shape[2:]),
+    )
+
+
+def _vectors(results: Floats, spec: ModelSpec) -> tuple[Floats, Floats]:
+    """Views of x and y."""
+    width = spec.results[0][-1]
+    return results[..., :width], results[..., width:]
