@@ -187,7 +187,8 @@ def fill(network: nn.Module, state: Mapping[str, Any], layout: Layout, path: Pat
     """
     fitting, report = _match(network, state, layout)
     for name, tensor in fitting.items():
-        if not tensor.is_floating_point() or tensor.layout != torch.strided:
+        dense = tensor.layout == torch.strided and not tensor.is_meta
+        if not dense or not tensor.is_floating_point():
             raise WeightsError(
                 f"{path}: {name} must be a dense tensor of floating point, got {tensor.dtype}"
             )
@@ -302,5 +303,5 @@ def _common_prefix(names: list[str]) -> str:
 def _text(content: Any) -> str:
     """What a file holds, in short."""
     if not isinstance(content, Mapping):
-        return f"a {type(content).__name__}"
+        return type(content).__name__
     return f"a dict of {', '.join(map(str, list(content)[:SHOWN]))}" if content else "an empty dict"
