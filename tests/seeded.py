@@ -29,10 +29,12 @@ def seed_weights(network: nn.Module) -> None:
     with torch.no_grad():
         for name, tensor in network.state_dict().items():
             if tensor.dtype.is_floating_point:
-                tensor.copy_(_values(name, uniform(name, tuple(tensor.shape))))
+                tensor.copy_(seeded_values(name, tuple(tensor.shape)))
 
 
-def _values(name: str, u: Tensor) -> Tensor:
+def seeded_values(name: str, shape: tuple[int, ...]) -> Tensor:
+    """What `seed_weights` fills a tensor of that name and shape with."""
+    u = uniform(name, shape)
     if u.ndim == 4:
         return (2 * u - 1) * (6 / u[0].numel()) ** 0.5
     if name.endswith("running_var"):
