@@ -29,7 +29,8 @@ class Pose:
     """Finds the joints of all people in a frame. A context manager; use one per thread.
 
     Args:
-        model: a name of `list_models()`, "default", or the path of an engine bundle.
+        model: a name of `list_models()`, "default", or the path of an engine bundle or of weights
+            (.safetensors) with their card.
         detector: where people come from: "default", the path of an ONNX detector, "none" (the
             whole frame is one person), or any `Detector`.
         engine: "openvino", "onnxruntime", "torch", or "auto", the fastest that is installed.

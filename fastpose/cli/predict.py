@@ -64,7 +64,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         default="default",
         metavar="NAME|FILE",
-        help="a name that `fastpose models` lists, or a built engine's file (default: cpn-light)",
+        help="a name that `fastpose models` lists, or a file: of weights (.safetensors) with their "
+        "card, or of a built engine (default: cpn-light)",
     )
     who = parser.add_mutually_exclusive_group()
     who.add_argument(
