@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from fastpose.datasets.coco import read_box_data
+from fastpose.datasets.coco import read_box_data, read_coco_people, read_coco_results
 from fastpose.datasets.files import read_image, read_predictions
+from fastpose.datasets.flic import observer_centric, read_flic
 from fastpose.datasets.leeds import read_lsp, read_lspet
-from fastpose.datasets.samples import BoxData, BoxSample, PoseData, Sample
+from fastpose.datasets.mpii import read_mpii
+from fastpose.datasets.samples import BoxData, BoxSample, CocoData, PoseData, Sample
 from fastpose.errors import DataError
 
 __all__ = [
@@ -16,15 +18,21 @@ __all__ = [
     "TERMS",
     "BoxData",
     "BoxSample",
+    "CocoData",
     "PoseData",
     "Sample",
+    "observer_centric",
     "open_boxes",
     "open_data",
     "open_poses",
     "read_box_data",
+    "read_coco_people",
+    "read_coco_results",
+    "read_flic",
     "read_image",
     "read_lsp",
     "read_lspet",
+    "read_mpii",
     "read_predictions",
 ]
 
@@ -33,31 +41,47 @@ TERMS = {
     "research; asks for citation, names no licence.",
     "lspet": "Leeds Sports Pose Extended (Johnson and Everingham, CVPR 2011): photographs from "
     "Flickr, for research; asks for citation, names no licence.",
+    "mpii": "MPII Human Pose (Andriluka et al., CVPR 2014): photographs from YouTube; annotations "
+    "under the Simplified BSD licence, for research.",
+    "flic": "Frames Labeled In Cinema (Sapp and Taskar, CVPR 2013): frames of feature films, for "
+    "research; states no terms.",
+    "coco": "Microsoft COCO (Lin et al., ECCV 2014): annotations under CC BY 4.0; photographs from "
+    "Flickr, each under its own licence, many for non-commercial use alone.",
     "boxes": "Boxes in COCO's format: terms are those of the set that they were made from.",
 }
 
-KINDS: dict[str, Callable[[Path, str], PoseData | BoxData]] = {
-    "lsp": read_lsp,
-    "lspet": lambda folder, split: read_lspet(folder),
-    "boxes": read_box_data,
+Reader = Callable[[Path, str, Path | None], PoseData | BoxData]
+
+KINDS: dict[str, Reader] = {
+    "lsp": lambda folder, split, images: read_lsp(folder, "train" if split == "train" else "test"),
+    "lspet": lambda folder, split, images: read_lspet(folder),
+    "mpii": read_mpii,
+    "flic": read_flic,
+    "coco": lambda file, split, images: read_coco_people(file, images),
+    "boxes": lambda folder, split, images: read_box_data(folder, split),
 }
+PATHS = {kind: "FILE" if kind in ("mpii", "flic", "coco") else "DIR" for kind in KINDS}
 
 
-def open_data(text: str, split: str = "test") -> PoseData | BoxData:
+def open_data(text: str, split: str = "test", images: Path | None = None) -> PoseData | BoxData:
     """Read the data set that KIND:PATH names.
 
     Args:
         text: such as "lsp:DIR"; the kinds are those of `KINDS`.
-        split: "train", "val" or "test". A set that has one split alone gives that one, and says so.
+        split: "train", "val" or "test"; a set without a part of that name gives the one that is
+            meant for measuring, or its only one, and says so.
+        images: folder of the pictures, for the sets whose annotations are a FILE.
 
     Raises:
         DataError: the text is not KIND:PATH of a known kind, or the set cannot be read.
     """
     kind, colon, path = text.partition(":")
     if not colon or not path or kind not in KINDS:
-        known = ", ".join(f"{name}:DIR" for name in KINDS)
+        known = ", ".join(f"{name}:{form}" for name, form in PATHS.items())
         raise DataError(f"data must be one of {known}; got {text!r}")
-    return KINDS[kind](Path(path), split)
+    if images is not None and PATHS[kind] == "DIR":
+        raise DataError(f"{text}: its pictures lie in the folder itself; got images {images}")
+    return KINDS[kind](Path(path), split, images)
 
 
 def open_poses(text: str, split: str = "test") -> PoseData:

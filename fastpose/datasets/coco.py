@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fastpose.datasets.files import read_json
-from fastpose.datasets.samples import BoxData, BoxSample
+from fastpose.datasets.samples import BoxData, BoxSample, CocoData, Sample
 from fastpose.errors import DataError
+from fastpose.skeleton import COCO17
 
 PERSON = "person"
 
@@ -68,6 +70,83 @@ def read_box_data(folder: Path, split: str, *, names: Sequence[str] | None = (PE
     return BoxData("boxes", classes, tuple(samples), split, left_out)
 
 
+def read_coco_people(path: Path, images: Path | None = None) -> CocoData:
+    """People with joints in COCO's key-point format: one sample for each who has any.
+
+    Pictures lie in `images`; without it in images/ beside the file, in ../images, or, as COCO
+    itself has them, in ../val2017 for annotations/person_keypoints_val2017.json. They need not be
+    there to score predictions. Crowds, people without a labelled joint, and people whose box has
+    no area within the picture are no samples, and counted in `left_out`.
+
+    Raises:
+        DataError: the file is missing or is not what it should be, or its joints are not COCO's.
+    """
+    path = Path(path)
+    file = read_coco(path)
+    (category,) = category_numbers(file, [PERSON])
+    _check_joints(file, category)
+    folder = images or _images_beside(path)
+    pictures = {number: folder / picture.file for number, picture in file.images.items()}
+    people, samples = [], []
+    for where, entry in file.annotations([category]):
+        joints = _joints(entry, where)
+        box = annotated_box(entry, file.images[entry["image_id"]].size, where)
+        people.append(_as_evaluated(entry, joints, where))
+        labelled = joints[:, 2] > 0
+        if box is not None and labelled.any() and not entry.get("iscrowd"):
+            samples.append(
+                Sample(
+                    pictures[entry["image_id"]],
+                    file.images[entry["image_id"]].size,
+                    joints[:, :2].astype(np.float32),
+                    labelled,
+                    joints[:, 2] > 1,
+                    box,
+                )
+            )
+    return CocoData(
+        "coco",
+        COCO17,
+        tuple(samples),
+        split=path.stem,
+        left_out=len(people) - len(samples),
+        pictures=pictures,
+        people=tuple(people),
+        category=category,
+    )
+
+
+def read_coco_results(path: Path, data: CocoData) -> list[dict[str, Any]]:
+    """Poses that somebody predicted, in COCO's format of results.
+
+    Args:
+        path: a JSON list of `{"image_id", "category_id", "keypoints", "score"}`, with x, y and a
+            score for each of the 17 joints.
+        data: the set; its annotations' numbers of pictures and of the category are meant.
+
+    Returns:
+        The rows of people.
+
+    Raises:
+        DataError: the file is missing, or a row is not what it should be or of no picture.
+    """
+    rows = read_json(path)
+    if not isinstance(rows, list):
+        raise DataError(f"{path}: expected a JSON list of COCO results")
+    for place, row in enumerate(rows):
+        where = f"{path}: result {place}"
+        if not isinstance(row, dict) or not {"image_id", "category_id", "score"} <= row.keys():
+            raise DataError(f"{where}: expected image_id, category_id, keypoints and score")
+        if not _known(row["image_id"], data.pictures):
+            raise DataError(f"{where}: no image of {data.split} has the id {row['image_id']!r}")
+        if type(row["score"]) not in (int, float) or not np.isfinite(row["score"]):
+            raise DataError(f"{where}: score must be a finite number, got {row['score']!r}")
+        if "keypoints" not in row:
+            raise DataError(f"{where}: expected image_id, category_id, keypoints and score")
+        _joints(row, where)
+    return [row for row in rows if row["category_id"] == data.category]
+
+
 @dataclass(frozen=True)
 class Picture:
     """A row of `images`: the file's name, and (h, w) in pixels or None."""
@@ -84,12 +163,14 @@ class CocoFile:
         path: of the file.
         images: pictures by `id`.
         categories: names by `id`.
+        joints: names of a category's joints by its `id`, where it has some.
         rows: of `annotations`, as they are.
     """
 
     path: Path
     images: dict[Any, Picture]
     categories: dict[Any, str]
+    joints: dict[Any, Any]
     rows: list[Any]
 
     def annotations(self, numbers: Sequence[Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -127,6 +208,7 @@ def read_coco(path: Path) -> CocoFile:
         path,
         _by_id(content["images"], f"{path}: images", _picture),
         _by_id(content["categories"], f"{path}: categories", lambda row: str(row["name"])),
+        {row["id"]: row["keypoints"] for row in content["categories"] if "keypoints" in row},
         content["annotations"],
     )
 
@@ -175,6 +257,54 @@ def annotated_box(
     high = np.clip([x + width, y + height], 0, limits)
     box = np.concatenate((low, high)).astype(np.float32)
     return box if (box[2:] > box[:2]).all() else None
+
+
+def _check_joints(file: CocoFile, category: Any) -> None:
+    """The names of the joints, where the file has them, are COCO's."""
+    names = file.joints.get(category)
+    if names is not None and names != list(COCO17.joints):
+        raise DataError(
+            f"{file.path}: expected the {len(COCO17)} joints of COCO in their order, "
+            f"got {len(names)}: {', '.join(map(str, names))}"
+        )
+
+
+def _joints(entry: dict[str, Any], where: str) -> npt.NDArray[np.float64]:
+    """[17, 3] x, y and flag; zeros where the annotation has none."""
+    values = entry.get("keypoints", [0] * 3 * len(COCO17))
+    joints: npt.NDArray[np.float64] = np.full((len(COCO17), 3), np.nan)
+    with suppress(TypeError, ValueError):
+        joints = np.array(values, np.float64).reshape(-1, 3)
+    if len(joints) != len(COCO17) or not np.isfinite(joints).all():
+        raise DataError(f"{where}: keypoints must be {3 * len(COCO17)} finite numbers")
+    return joints
+
+
+def _as_evaluated(
+    entry: dict[str, Any], joints: npt.NDArray[np.float64], where: str
+) -> dict[str, Any]:
+    """What COCO's evaluation reads of an annotation."""
+    area = entry.get("area")
+    if not isinstance(area, (int, float)) or not np.isfinite(area):
+        raise DataError(f"{where}: area must be a finite number, got {area!r}")
+    return {
+        "image_id": entry["image_id"],
+        "category_id": entry["category_id"],
+        "bbox": entry["bbox"],
+        "area": area,
+        "iscrowd": int(bool(entry.get("iscrowd"))),
+        "keypoints": joints.reshape(-1).tolist(),
+        "num_keypoints": int((joints[:, 2] > 0).sum()),
+    }
+
+
+def _images_beside(path: Path) -> Path:
+    """Where the pictures of an annotation file are looked for."""
+    original = path.parent.parent / path.stem.rpartition("_")[2]
+    for folder in (path.parent / "images", path.parent.parent / "images", original):
+        if folder.is_dir():
+            return folder
+    return path.parent / "images"
 
 
 def existing(image: Path, annotations: Path) -> Path:

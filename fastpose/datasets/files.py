@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zipfile
 import zlib
 from pathlib import Path
 from typing import Any
@@ -50,12 +51,28 @@ def read_image(path: Path) -> npt.NDArray[np.uint8]:
     return image
 
 
-def read_predictions(path: Path, data: PoseData) -> npt.NDArray[np.float32]:
+def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of a .npz file, by name; nothing in it is unpickled.
+
+    Raises:
+        DataError: the file is missing, is no .npz, or holds something else than plain arrays.
+    """
+    try:
+        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or error}") from None
+    except (ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error):
+        raise DataError(f"{path}: expected a .npz file of arrays") from None
+
+
+def read_predictions(path: str | Path, data: PoseData) -> npt.NDArray[np.float32]:
     """Joints that somebody predicted for a whole data set.
 
     Args:
-        path: a .npy file, [N, K, 2] (x, y) in the set's own pixel count (LSP's starts at 1), rows
-            and joints in the order of the set.
+        path: a .npy file, or the array KEY of a .npz as FILE.npz:KEY (KEY may be left away where
+            there is one alone): [N, K, 2] (x, y) in the set's own pixel count (LSP's and MPII's
+            starts at 1), rows and joints in the order of the set.
         data: the set.
 
     Returns:
@@ -64,15 +81,15 @@ def read_predictions(path: Path, data: PoseData) -> npt.NDArray[np.float32]:
     Raises:
         DataError: the file is missing, is no array of numbers, or has another shape.
     """
-    try:
-        with Path(path).open("rb") as file:
-            array = np.lib.format.read_array(file, allow_pickle=False)
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror or error}") from None
-    except ValueError:
-        raise DataError(f"{path}: expected a .npy array of numbers") from None
+    archive, colon, key = str(path).rpartition(".npz:")
+    if colon:
+        array = _picked(Path(f"{archive}.npz"), key)
+    elif Path(path).suffix == ".npz":
+        array = _picked(Path(path), None)
+    else:
+        array = _read_array(Path(path))
     if array.dtype.kind not in "fiu":
-        raise DataError(f"{path}: expected a .npy array of numbers")
+        raise DataError(f"{path}: expected an array of numbers")
     expected = [len(data), len(data.skeleton), 2]
     if list(array.shape) != expected:
         raise DataError(
@@ -80,3 +97,24 @@ def read_predictions(path: Path, data: PoseData) -> npt.NDArray[np.float32]:
             f"got {list(array.shape)}"
         )
     return array.astype(np.float32) - np.float32(data.origin)
+
+
+def _read_array(path: Path) -> npt.NDArray[Any]:
+    try:
+        with path.open("rb") as file:
+            return np.lib.format.read_array(file, allow_pickle=False)
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or error}") from None
+    except ValueError:
+        raise DataError(f"{path}: expected a .npy array of numbers") from None
+
+
+def _picked(path: Path, key: str | None) -> npt.NDArray[Any]:
+    """The array of a .npz that is called `key`; the only one for None."""
+    arrays = read_arrays(path)
+    if key is None and len(arrays) == 1:
+        return next(iter(arrays.values()))
+    if key not in arrays:
+        asked = f"no array {key!r}" if key else f"several arrays; name one as {path.name}:KEY"
+        raise DataError(f"{path}: {asked}; there are: {', '.join(arrays)}")
+    return arrays[key]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -62,6 +63,33 @@ class PoseData:
     def head(self, count: int | None) -> PoseData:
         """The first `count` samples; all of them for None."""
         return replace(self, samples=self.samples[:count])
+
+
+@dataclass(frozen=True)
+class CocoData(PoseData):
+    """A set whose figure is COCO's average precision: over pictures, with all people in them.
+
+    Attributes:
+        pictures: files by `image_id`, those without people included; `samples` are the people in
+            them who have joints.
+        people: all annotated people as COCO's evaluation reads them, crowds included.
+        category: COCO's number for a person in these annotations.
+    """
+
+    pictures: dict[int, Path] = field(default_factory=dict)
+    people: tuple[dict[str, Any], ...] = ()
+    category: int = 1
+
+    def head(self, count: int | None) -> CocoData:
+        """The first `count` pictures and the people in them; all for None."""
+        pictures = dict(list(self.pictures.items())[:count])
+        files = set(pictures.values())
+        return replace(
+            self,
+            samples=tuple(s for s in self.samples if s.image in files),
+            pictures=pictures,
+            people=tuple(row for row in self.people if row["image_id"] in pictures),
+        )
 
 
 @dataclass(frozen=True)
