@@ -41,7 +41,9 @@ def test_predictions_as_json(lsp, capsys):
     assert (code, err) == (0, "")
     document = json.loads(out)
     metrics = document.pop("metrics")
-    assert document == {"predictions": str(file), "data": "lsp", "split": "test", "images": 3}
+    assert document.pop("rule").startswith("PCK by the torso")
+    about = {"predictions": str(file), "data": "lsp", "split": "test"}
+    assert document == {**about, "images": 3, "people": 3}
     assert metrics["pck@0.2"] == pytest.approx(100 * (13 + 2 / 3) / 14, abs=1e-3)
     assert metrics["pck@0.2_limbs"] == metrics["pck@0.2_occluded"] == 100
     assert metrics["per_joint"]["head_top"] == pytest.approx(66.667)
@@ -72,7 +74,7 @@ def test_limit_takes_the_first(lsp, capsys):
     [
         (["--predictions", "{}/none.npy", "--data", "lsp:{}/lsp"], "none.npy: No such file"),
         (["--predictions", "{}/predicted.npy", "--data", "lsp:{}/x"], "x: no such folder"),
-        (["--predictions", "{}/predicted.npy", "--data", "coco:{}"], "must be one of lsp:DIR"),
+        (["--predictions", "{}/predicted.npy", "--data", "voc:{}"], "must be one of lsp:DIR"),
         (["--predictions", "{}/short.npy", "--data", "lsp:{}/lsp"], "expected [3, 14, 2]"),
         (["no-such-model", "--data", "lsp:{}/lsp"], "unknown model 'no-such-model'; known: "),
     ],
@@ -133,7 +135,7 @@ def test_a_model_as_json(lsp, capsys, monkeypatch):
     assert (document["data"], document["images"], document["flip"]) == ("lsp", 3, True)
     assert document["seconds"] >= 0
     assert document["metrics"]["pck@0.2"] == 0  # black pictures: no peak, so every joint is wrong
-    assert "3/3 pictures" in err
+    assert "3/3 people" in err
 
 
 @pytest.mark.parametrize("precision", ["f32", "auto"])

@@ -37,7 +37,7 @@ class CocoSink(Sink):
     def _write(self, frame: Frame, people: People) -> None:
         if not len(people):
             return
-        rows = [json.dumps(row, allow_nan=False) for row in _results(people, self._id(frame))]
+        rows = [json.dumps(row, allow_nan=False) for row in coco_results(people, self._id(frame))]
         self._file.append(self._separator + ",\n".join(rows).encode())
         self._separator = b",\n"
 
@@ -52,7 +52,8 @@ class CocoSink(Sink):
         self._file.discard()
 
 
-def _results(people: People, image_id: int) -> list[dict[str, Any]]:
+def coco_results(people: People, image_id: int) -> list[dict[str, Any]]:
+    """The rows of one frame's people, as `CocoSink` writes them."""
     found = np.isfinite(people.keypoints).all(axis=2) & np.isfinite(people.scores)
     scores = np.where(found, people.scores, 0)
     points = np.where(found[..., None], people.keypoints, 0)

@@ -1,0 +1,169 @@
+"""A model over annotated pictures: windows, network, joints in the pictures' pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from fastpose.crop import crop_people
+from fastpose.datasets import CocoData, PoseData, read_image
+from fastpose.errors import ModelError
+from fastpose.evaluate.joints import evaluate_predictions
+from fastpose.evaluate.report import Report
+from fastpose.geometry import Doubles, frame_box
+from fastpose.models.spec import ModelSpec
+from fastpose.people import locate_joints
+from fastpose.skeleton import Skeleton
+from fastpose.types import Boxes, Floats, People
+
+if TYPE_CHECKING:
+    from fastpose.engines import Engine
+
+Place: TypeAlias = "tuple[Path, Floats | None]"
+"""A picture's file and a person's box [4] in it, or None for the whole picture."""
+
+
+def evaluate_model(
+    engine: Engine,
+    data: PoseData,
+    *,
+    flip: bool = False,
+    batch: int = 32,
+    progress: Callable[[int], None] | None = None,
+) -> Report:
+    """Run a model over a data set and score it; arguments and errors as in `predict_joints`."""
+    return evaluate_predictions(
+        data, predict_joints(engine, data, flip=flip, batch=batch, progress=progress)
+    )
+
+
+def predict_joints(
+    engine: Engine,
+    data: PoseData,
+    *,
+    flip: bool = False,
+    batch: int = 32,
+    progress: Callable[[int], None] | None = None,
+) -> npt.NDArray[np.float32]:
+    """The joints that a model finds of each person of a data set.
+
+    The box is the annotated one, grown as in prediction, or, in a set without boxes, the whole
+    picture, unpadded; it is fitted to the aspect of the network's input. Windows and decoding are
+    those of prediction.
+
+    Args:
+        engine: the model.
+        data: the pictures.
+        flip: average the maps with those of the mirrored window.
+        batch: windows that go through the engine at once, at most its largest bucket.
+        progress: called after each batch with the number of its people.
+
+    Returns:
+        [N, K, 2] float32 (x, y) in the pictures' pixels, in the order of the data's joints; NaN
+        for a joint that was not found.
+
+    Raises:
+        ModelError: the model does not know a joint of the set.
+        DataError: a picture is missing or cannot be read.
+    """
+    order = _joint_order(engine.manifest.spec.joints, data.skeleton)
+    places = [(s.image, s.box) for s in data.samples]
+    points, _ = _locate(engine, places, flip=flip, batch=batch, progress=progress)
+    return points[:, order]
+
+
+def predict_people(
+    engine: Engine,
+    data: CocoData,
+    found: Sequence[Boxes],
+    *,
+    flip: bool = False,
+    batch: int = 32,
+    progress: Callable[[int], None] | None = None,
+) -> list[People]:
+    """The people that a model sees in boxes of each picture of a set.
+
+    Args:
+        engine: the model.
+        data: its `pictures` are meant.
+        found: the boxes of each of them.
+        flip: see `predict_joints`.
+        batch: as there.
+        progress: as there.
+
+    Returns:
+        One People per picture, its rows in the order of the boxes, joints in the data's order.
+
+    Raises:
+        ModelError, DataError: see `predict_joints`.
+    """
+    order = _joint_order(engine.manifest.spec.joints, data.skeleton)
+    files = data.pictures.values()
+    places = [(file, box) for file, b in zip(files, found, strict=True) for box in b.boxes]
+    points, scores = _locate(engine, places, flip=flip, batch=batch, progress=progress)
+    points, scores = points[:, order], scores[:, order]
+    ends = np.cumsum([len(boxes) for boxes in found])
+    return [
+        People(
+            b.boxes, b.scores, points[end - len(b) : end], scores[end - len(b) : end], data.skeleton
+        )
+        for b, end in zip(found, ends, strict=True)
+    ]
+
+
+def _locate(
+    engine: Engine,
+    places: Sequence[Place],
+    *,
+    flip: bool,
+    batch: int,
+    progress: Callable[[int], None] | None,
+) -> tuple[Floats, Floats]:
+    """Points [N, K, 2] and scores [N, K], in the order of the model's joints."""
+    spec = engine.manifest.spec
+    points = np.empty((len(places), len(spec.joints), 2), np.float32)
+    scores = np.empty(points.shape[:2], np.float32)
+    batch = min(batch, engine.manifest.buckets[-1])
+    for start in range(0, len(places), batch):
+        now = places[start : start + batch]
+        rows = slice(start, start + len(now))
+        buffer = engine.buffer(len(now))
+        affines = _cut(now, spec, buffer)
+        maps = engine.run(len(now))
+        mirrored = None
+        if flip:
+            maps = maps.copy()  # the engine owns what it returns and writes it anew
+            buffer[...] = buffer[..., ::-1]
+            mirrored = engine.run(len(now))
+        points[rows], scores[rows] = locate_joints(maps, affines, spec, flipped=mirrored)
+        if progress:
+            progress(len(now))
+    return points, scores
+
+
+def _cut(places: Sequence[Place], spec: ModelSpec, out: npt.NDArray[np.floating]) -> Doubles:
+    """Cut each window into `out` [N, 3, h, w]; returns the affines [N, 2, 3]."""
+    affines = np.empty((len(places), 2, 3))
+    read: Path | None = None
+    for row, (file, box) in enumerate(places):
+        if file != read:  # people of one picture follow each other
+            image, read = read_image(file), file
+        window = spec.window if box is not None else replace(spec.window, padding=1.0)
+        boxes = frame_box(*image.shape[:2]) if box is None else box[None]
+        _, affines[row : row + 1] = crop_people(image, boxes, window, out=out[row : row + 1])
+    return affines
+
+
+def _joint_order(known: Skeleton, wanted: Skeleton) -> list[int]:
+    """For each wanted joint, its index among the known ones."""
+    missing = [name for name in wanted.joints if name not in known.joints]
+    if missing:
+        raise ModelError(
+            f"the model's joints ({known.name}) lack {missing[0]}, which {wanted.name} has"
+        )
+    return [known.joints.index(name) for name in wanted.joints]
