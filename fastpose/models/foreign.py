@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import warnings
-import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -133,7 +132,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     _check_kind(path)
     content = _read_safetensors(path) if _is_safetensors(path) else _read_torch(path)
     found = _unwrapped(content)
-    state = {str(name): value for name, value in found.items() if is_weight(str(name))}
+    state = {_printable(name): value for name, value in found.items() if is_weight(str(name))}
     tensors = [name for name, value in state.items() if isinstance(value, Tensor)]
     if not tensors:
         raise WeightsError(f"{path}: no tensors in it: expected a state dict, got {_text(content)}")
@@ -152,10 +151,9 @@ def recognise(state: Mapping[str, Any], path: Path, model: str) -> Layout:
     Raises:
         WeightsError: the layout is not known, or it is not one of that model.
     """
-    for layout in LAYOUTS:
-        if any(re.match(layout.mark, name) for name in state):
-            break
-    else:
+    found = (layout for layout in LAYOUTS if any(re.match(layout.mark, name) for name in state))
+    layout = next(found, None)
+    if layout is None:
         known = ", ".join(layout.name for layout in LAYOUTS if layout.models)
         names = ", ".join(list(state)[:SHOWN])
         raise WeightsError(
@@ -240,16 +238,15 @@ def _check_kind(path: Path) -> None:
     for pattern, text in OTHER_FILES.items():
         if re.fullmatch(pattern, path.suffix, re.IGNORECASE):
             raise WeightsError(f"{path}: {text}")
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-                raise WeightsError(f"{path}: a TorchScript archive, which is code; {WRAP}")
 
 
 def _is_safetensors(path: Path) -> bool:
     """By its name, or by the length and the brace that begin its header."""
-    with path.open("rb") as file:
-        head = file.read(9)
+    try:
+        with path.open("rb") as file:
+            head = file.read(9)
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read: {error.strerror}") from None
     length = int.from_bytes(head[:8], "little")
     return path.suffix == ".safetensors" or (head[8:] == b"{" and length < path.stat().st_size)
 
@@ -270,12 +267,14 @@ def _read_torch(path: Path) -> Any:
             warnings.simplefilter("ignore")  # of a pickle protocol that it may not know
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes make torch and pickle raise whatever comes up
-        asked = re.search(r"GLOBAL (\S+)", str(error))
-    if asked:
+        reason = str(error)
+    if asked := re.search(r"GLOBAL (\S+)", reason):
         raise WeightsError(
             f"{path}: refused: reading it would run code: its pickle asks for {asked[1]}; a file "
             "with the state dict alone is read"
         )
+    if "TorchScript" in reason:
+        raise WeightsError(f"{path}: a TorchScript archive, which is code; {WRAP}")
     raise WeightsError(f"{path}: damaged, cut off, or no checkpoint of torch.save or safetensors")
 
 
@@ -304,4 +303,10 @@ def _text(content: Any) -> str:
     """What a file holds, in short."""
     if not isinstance(content, Mapping):
         return type(content).__name__
-    return f"a dict of {', '.join(map(str, list(content)[:SHOWN]))}" if content else "an empty dict"
+    names = ", ".join(map(_printable, list(content)[:SHOWN]))
+    return f"a dict of {names}" if content else "an empty dict"
+
+
+def _printable(name: object) -> str:
+    """A key as the name of a tensor, which may come to stand in an error of one line."""
+    return "".join(c if c.isprintable() else "?" for c in str(name))

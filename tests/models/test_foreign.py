@@ -170,8 +170,9 @@ def test_bytes_that_are_no_checkpoint(tmp_path: Path, content: bytes) -> None:
     assert refused(tmp_path / "c.pth").startswith("damaged, cut off, or no checkpoint")
 
 
-def test_flipped_bytes_raise_nothing_else(tmp_path: Path) -> None:
-    path = saved(tensors(), tmp_path / "c.pth", _use_new_zipfile_serialization=False)
+@pytest.mark.parametrize("new", [True, False])
+def test_flipped_bytes_raise_nothing_else(tmp_path: Path, new: bool) -> None:
+    path = saved(tensors(), tmp_path / "c.pth", _use_new_zipfile_serialization=new)
     whole = path.read_bytes()
     for place in range(0, len(whole), 7):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x5A]) + whole[place + 1 :])
@@ -217,6 +218,21 @@ def test_torchscript_is_refused_and_a_plain_zip(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "z.pth", "w") as archive:
         archive.writestr("notes.txt", "none")
     assert refused(tmp_path / "z.pth").startswith("damaged, cut off, or no checkpoint")
+
+
+def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    path = saved(tensors(), tmp_path / "c.pth")
+    monkeypatch.setattr(Path, "open", forbidden)
+    assert refused(path) == "cannot be read: Permission denied"
+
+
+def test_names_of_a_file_cannot_break_a_line(tmp_path: Path) -> None:
+    assert refused(saved({"a\nb": 1, 7: 2}, tmp_path / "c.pth")).endswith("a dict of a?b, 7")
+    state = read_checkpoint(saved({"a\nb": torch.ones(1), 7: torch.ones(1)}, tmp_path / "c.pth"))
+    assert list(state) == ["a?b", "7"]
 
 
 # Recognising
