@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fastpose.errors import WeightsError
 from fastpose.models import create
-from fastpose.models.weights import is_weight
+from fastpose.models.weights import is_weight, read_weights
 
 # what a training script puts its state dict under, and what wrappers of modules put before names
 WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model")
@@ -130,7 +130,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             code to be run, or there is no tensor in it.
     """
     _check_kind(path)
-    content = _read_safetensors(path) if _is_safetensors(path) else _read_torch(path)
+    content = read_weights(path) if _is_safetensors(path) else _read_torch(path)
     found = _unwrapped(content)
     state = {_printable(name): value for name, value in found.items() if is_weight(str(name))}
     tensors = [name for name, value in state.items() if isinstance(value, Tensor)]
@@ -249,16 +249,6 @@ def _is_safetensors(path: Path) -> bool:
         raise WeightsError(f"{path}: cannot be read: {error.strerror}") from None
     length = int.from_bytes(head[:8], "little")
     return path.suffix == ".safetensors" or (head[8:] == b"{" and length < path.stat().st_size)
-
-
-def _read_safetensors(path: Path) -> Any:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(str(path))
-    except (OSError, SafetensorError) as error:
-        raise WeightsError(f"{path}: not a readable safetensors file: {error}") from None
 
 
 def _read_torch(path: Path) -> Any:

@@ -33,13 +33,7 @@ def load_weights(network: nn.Module, path: Path) -> None:
     Raises:
         WeightsError: the file is missing or damaged, or its names or shapes are another network's.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        state = load_file(str(path))
-    except (OSError, SafetensorError) as error:
-        raise WeightsError(f"{path}: not a readable safetensors file: {error}") from None
+    state = read_weights(path)
     expected = {name: t for name, t in network.state_dict().items() if is_weight(name)}
     missing, extra = expected.keys() - state.keys(), state.keys() - expected.keys()
     if missing or extra:
@@ -53,6 +47,21 @@ def load_weights(network: nn.Module, path: Path) -> None:
                 f"{path}: {name} must be {list(tensor.shape)}, got {list(state[name].shape)}"
             )
     network.load_state_dict({name: t.float() for name, t in state.items()}, strict=False)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, by name, as they are kept.
+
+    Raises:
+        WeightsError: the file is missing or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(str(path))
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{path}: not a readable safetensors file: {error}") from None
 
 
 def is_weight(name: str) -> bool:
