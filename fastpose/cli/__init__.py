@@ -19,6 +19,7 @@ from fastpose.errors import FastposeError
 
 VERBS = {
     "predict": ("predict", "find people's joints in pictures and video"),
+    "wrap": ("wrap", "make a network from elsewhere, an ONNX file, run like our own"),
     "models": ("models", "list the models: accuracy, size, terms of their data"),
     "eval": ("evaluate", "measure accuracy on annotated data"),
     "train": ("train", "train a model, or go on training it"),

@@ -11,9 +11,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from fastpose.engines import source
 from fastpose.engines.engine import Engine, Graph, Request, check_threads
 from fastpose.engines.manifest import Manifest, check_buckets, file_hash, replaced
+from fastpose.engines.wrap import FAMILIES, Statement, describe, input_size
 from fastpose.errors import BackendError, EngineError
 from fastpose.models import model_spec
 
@@ -23,14 +26,17 @@ if TYPE_CHECKING:
     from fastpose.models.spec import ModelSpec
 
 __all__ = [
+    "FAMILIES",
     "Engine",
     "Graph",
     "Manifest",
+    "Statement",
     "build_engine",
     "load_engine",
     "open_engine",
     "open_graph",
     "open_network",
+    "wrap_network",
 ]
 
 BUCKETS = (1, 2, 4, 8, 16, 32)
@@ -216,27 +222,99 @@ def build_engine(
         EngineError: the runtime has no file to build, or `out` cannot be written.
         ValueError: `buckets` are not positive whole numbers.
     """
-    out = Path(out)
-    if out.suffix != ".onnx":
-        raise EngineError(f"{out}: the file of an engine must end in .onnx")
+    out = _bundle_file(out)
     kind = _choose(engine, GRAPH_KINDS)
     spec = model_spec(model)
     if weights is None and not source.is_trained(spec):
         _warn_of_random_weights(spec)
     graph, weights_hash = source.find_graph(spec, Path(weights) if weights else None)
-    with replaced(out) as temporary:
-        temporary.write_bytes(graph.read_bytes())
-        request = Request(
+    return _write_bundle(
+        kind,
+        out,
+        Request(
             spec=spec,
-            file=temporary,
+            file=graph,
             weights_hash=weights_hash,
             device="auto",
             precision=precision,
             passed=frozenset() if weights else source.passed(spec),
             buckets=check_buckets(buckets),
             threads=None,
-        )
-        opened = _open(kind, request)
+        ),
+    )
+
+
+def wrap_network(
+    graph: str | Path,
+    stated: Statement | None = None,
+    *,
+    like: str | None = None,
+    engine: str = "auto",
+    precision: str = "f32",
+    buckets: Sequence[int] = BUCKETS,
+    out: str | Path,
+) -> Path:
+    """Write a bundle of a top-down network from elsewhere, which then runs like our own.
+
+    Args:
+        graph: an ONNX file: one input [N, 3, h, w]; heat maps [N, K, h / s, w / s], or SimCC
+            vectors [N, K, w * s] and [N, K, h * s]. N may be fixed.
+        stated: what the graph does not tell, and what it is to be checked against.
+        like: a name of `FAMILIES`, for what is not stated.
+        engine: as in `build_engine`, like the rest.
+        precision: as there, "auto" being "f32": nobody has measured the network in less.
+        buckets: as there.
+        out: as there.
+
+    Returns:
+        The path of the manifest.
+
+    Raises:
+        ModelError: something is neither told nor stated, or the graph contradicts; the text names
+            the flag of `fastpose wrap` and the choices.
+        BackendError: the runtime or the precision is not there.
+        EngineError: the graph is damaged or fails, or `out` cannot be written.
+        ValueError: `buckets` are not positive whole numbers.
+    """
+    graph, out = Path(graph), _bundle_file(out)
+    said = (stated or Statement()).filled(like)
+    kind = _choose(engine, GRAPH_KINDS)
+    opened = open_graph(graph, kind=kind)
+    try:
+        size = input_size(graph, opened.inputs, said.size)
+        ((name, (axes, _)),) = opened.inputs.items()
+        results = opened({name: np.zeros((axes[0] or 1, 3, *size), np.float32)})
+    finally:
+        opened.close()
+    return _write_bundle(
+        kind,
+        out,
+        Request(
+            spec=describe(graph, results, size, said),
+            file=graph,
+            weights_hash="",
+            device="auto",
+            precision=precision,
+            passed=frozenset(),
+            buckets=check_buckets(buckets),
+            threads=None,
+        ),
+    )
+
+
+def _bundle_file(out: str | Path) -> Path:
+    if Path(out).suffix != ".onnx":
+        raise EngineError(f"{out}: the file of an engine must end in .onnx")
+    return Path(out)
+
+
+def _write_bundle(kind: str, out: Path, request: Request) -> Path:
+    """Copy the request's file to `out` and describe what it is there, after it has run once."""
+    assert request.file is not None, "a graph is needed"
+    with replaced(out) as temporary:
+        temporary.write_bytes(request.file.read_bytes())
+        opened = _open(kind, replace(request, file=temporary))
+        opened.run(1)
         opened.close()
     path = out.with_suffix(".json")
     replace(opened.manifest, file=out.name).save(path)
@@ -244,7 +322,12 @@ def build_engine(
 
 
 def _open_bundle(path: Path, kind: str, device: str, precision: str, threads: int | None) -> Engine:
-    path = path.with_suffix(".json")
+    graph, path = path, path.with_suffix(".json")
+    if graph.suffix == ".onnx" and graph.is_file() and not path.exists():
+        raise EngineError(
+            f"{graph}: a graph without {path.name}, which says how to feed and to read it; "
+            f"`fastpose wrap {graph} --out BUNDLE.onnx` makes both"
+        )
     manifest = Manifest.load(path)
     asked = {"kind": kind, "precision": precision}
     for field, value in asked.items():
@@ -277,7 +360,7 @@ def _names_file(model: str | Path) -> bool:
     return isinstance(model, Path) or "/" in model or model.endswith((".json", ".onnx"))
 
 
-def _warn_of_random_weights(spec: ModelSpec) -> None:
+def _warn_of_random_weights(spec: ModelSpec | DetectorSpec) -> None:
     text = f"{spec.name} has no trained weights here: random ones are used"
     warnings.warn(text, UserWarning, stacklevel=3)
 

@@ -108,7 +108,7 @@ class ModelSpec:
         Raises:
             ModelError: a field is missing or not known.
         """
-        tuples = {k: tuple(v) for k, v in values.items() if isinstance(v, list)}
+        tuples: dict[str, Any] = {k: tuple(v) for k, v in values.items() if isinstance(v, list)}
         try:
             if values.get("custom") is not None:
                 tuples["custom"] = Skeleton.from_dict(values["custom"])
