@@ -1,17 +1,17 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 
-from fastpose.datasets import PoseData, Sample, open_data, read_predictions
+from fastpose.datasets import PoseData, Sample, open_poses, read_predictions
 from fastpose.errors import DataError, ModelError
 from fastpose.evaluate import evaluate_model, evaluate_predictions, pck, predict_joints
 from fastpose.models.spec import ModelSpec
-from fastpose.skeleton import COCO17, LSP14
+from fastpose.skeleton import COCO17, FLIC9, LSP14, MPII16
 
 SIDES = [k for k, name in enumerate(LSP14.joints) if "_" in name and name != "head_top"]
 RIGHT = [k for k in SIDES if LSP14.joints[k].startswith("right")]
@@ -124,11 +124,119 @@ def test_a_set_without_hidden_joints_has_no_figure_for_them():
     [("cpm_lsp_trained_on_lsp", 84.245), ("cpm_lsp_trained_on_mpii_lsp", 90.694)],
 )
 def test_published_predictions_give_the_published_figures(data_dir, file, figure):
-    data = open_data(f"lsp:{data_dir / 'lsp'}")
+    data = open_poses(f"lsp:{data_dir / 'lsp'}")
     predicted = read_predictions(data_dir / "reference_predictions" / f"{file}.npy", data)
     report = evaluate_predictions(data, predicted)
     assert report.to_dict()["pck@0.2"] == figure
     assert report.images == 700
+
+
+def mpii_sample(head_size=20.0, **options):
+    every = np.ones(16, bool)
+    labelled = options.get("labelled", every)
+    joints = np.tile(np.arange(16, dtype=np.float32)[:, None], (1, 2))
+    return Sample(options.get("image", "a.jpg"), None, joints, labelled, labelled, None, head_size)
+
+
+def mpii(*samples):
+    return PoseData("mpii", MPII16, samples, "val")
+
+
+def off(data, *faults):
+    """The truth, but joints (person, name) moved by a distance."""
+    predicted = np.stack([s.joints for s in data.samples]).astype(float)
+    for person, name, distance in faults:
+        predicted[person, data.skeleton.joints.index(name), 0] += distance
+    return predicted
+
+
+def test_pckh_takes_all_joints_together_and_half_of_the_head():
+    labelled = np.ones(16, bool)
+    labelled[MPII16.joints.index("right_wrist")] = False
+    data = mpii(mpii_sample(20.0), mpii_sample(40.0, labelled=labelled))
+    predicted = off(
+        data,
+        (0, "right_ankle", 10.0),  # half of the head: right
+        (0, "left_ankle", 10.1),  # wrong
+        (1, "left_ankle", 19.9),  # right
+        (0, "right_wrist", 99.0),  # wrong, the only one that counts
+        (1, "right_wrist", 99.0),  # not labelled
+        (1, "head_top", 99.0),
+        (0, "pelvis", 99.0),  # does not count
+        (1, "thorax", 99.0),
+    )
+    report = evaluate_predictions(data, predicted)
+    assert report.metrics["pckh@0.5"] == pytest.approx(100 * 24 / 27)
+    assert report.metrics["pckh@0.5_mean"] == pytest.approx(100 * (11 + 0.5 + 0 + 0.5) / 14)
+    assert report.metrics["pckh@0.1"] == pytest.approx(100 * 22 / 27)
+    parts = {"head": 50, "shoulder": 100, "elbow": 100, "wrist": 50, "ankle": 75, "hip": 100}
+    for part, rate in parts.items():
+        assert report.metrics[f"pckh@0.5_{part}"] == rate
+    assert report.per_joint["left_ankle"] == 50
+    assert len(report.per_joint) == 14
+    assert (report.images, report.people) == (1, 2)  # both in one picture
+    assert next(iter(report.metrics)) == "pckh@0.5"
+
+
+def test_people_whose_head_has_no_size_do_not_count():
+    data = mpii(mpii_sample(20.0), mpii_sample(np.nan))
+    report = evaluate_predictions(data, off(data, (1, "left_hip", 999.0)))
+    assert (report.metrics["pckh@0.5"], report.people) == (100, 1)
+    with pytest.raises(DataError, match="no sizes of heads, which PCKh divides by"):
+        evaluate_predictions(mpii(mpii_sample(np.nan)), np.zeros((1, 16, 2)))
+
+
+@pytest.mark.parametrize(
+    ("file", "pooled", "mean", "fine", "parts"),
+    [
+        # spec: the figures of all 2,958 rows are 82.34 / 81.46 / 28.97, 88.43 / 87.98 / 21.59 and
+        # 89.09 / 88.64 / 24.49
+        ("mpii_annotations/mpii_val_reference.npz:pred", 82.33, 81.45, 28.97, (95.60, 65.43)),
+        (
+            "reference_predictions/mpii_val_predictions.npz:newell_8hg",
+            *(88.42, 87.98, 21.59, (95.94, 80.36)),
+        ),
+        (
+            "reference_predictions/mpii_val_predictions.npz:bearpaw_hg8",
+            *(89.09, 88.64, 24.50, (96.79, 80.72)),
+        ),
+    ],
+)
+def test_published_predictions_give_the_published_pckh(data_dir, file, pooled, mean, fine, parts):
+    data = open_poses(f"mpii:{data_dir / 'mpii_annotations'}")
+    report = evaluate_predictions(data, read_predictions(data_dir / file, data))
+    assert report.people == 2957
+    names = ("pckh@0.5", "pckh@0.5_mean", "pckh@0.1", "pckh@0.5_head", "pckh@0.5_ankle")
+    figures = [round(report.metrics[name], 2) for name in names]
+    assert figures == [pooled, mean, fine, *parts]
+
+
+def flic(*torsos):
+    """People whose left shoulder is so far from the right hip."""
+    every = np.ones(9, bool)
+    samples = []
+    for torso in torsos:
+        joints = np.zeros((9, 2), np.float32)
+        joints[FLIC9.joints.index("left_shoulder")] = (torso, 0)
+        samples.append(Sample("a.jpg", None, joints, every, every))
+    return PoseData("flic", FLIC9, tuple(samples), "val")
+
+
+def test_flic_is_scored_by_the_torso_of_the_truth():
+    data = flic(100.0, 200.0)
+    predicted = off(
+        data,
+        (0, "left_elbow", 20.0),  # 0.2 of the torso: right
+        (1, "left_elbow", 41.0),  # wrong
+        (0, "right_elbow", 6.0),
+        (1, "right_wrist", 21.0),
+        (0, "left_shoulder", 900.0),  # the predicted torso does not matter
+    )
+    metrics = evaluate_predictions(data, predicted).metrics
+    assert metrics["pck@0.2"] == pytest.approx(100 * (7 + 0.5 + 0.5) / 9)
+    assert (metrics["pck@0.2_elbow"], metrics["pck@0.2_wrist"]) == (75, 100)
+    assert (metrics["pck@0.1_elbow"], metrics["pck@0.1_wrist"]) == (50, 75)
+    assert (metrics["pck@0.05_elbow"], metrics["pck@0.05_wrist"]) == (25, 75)
 
 
 # ---- a model over pictures -----------------------------------------------------------------------
@@ -237,6 +345,19 @@ def test_the_box_is_the_whole_picture_unpadded(tmp_path):
     engine = DotEngine()
     predict_joints(engine, data)
     np.testing.assert_array_equal(engine.window[0], 200)
+
+
+def test_an_annotated_box_is_grown_as_in_prediction(tmp_path):
+    image = np.zeros((400, 400, 3), np.uint8)
+    image[76:220, 52:148] = 200  # the box grown by half round its centre
+    cv2.imwrite(str(tmp_path / "box.png"), image)
+    box = np.array([67.5, 99.5, 131.5, 195.5], np.float32)
+    sample = replace(lsp_sample(person(), image=tmp_path / "box.png"), box=box)
+    engine = DotEngine()
+    predict_joints(engine, PoseData("lsp", LSP14, (sample,)))
+    window = engine.window[0]
+    assert window[:, 2:-2, 2:-2].min() == 200
+    assert window[:, 0].max() > 0
 
 
 def test_batch_and_progress(pictures):

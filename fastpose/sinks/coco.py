@@ -57,7 +57,8 @@ def coco_results(people: People, image_id: int) -> list[dict[str, Any]]:
     found = np.isfinite(people.keypoints).all(axis=2) & np.isfinite(people.scores)
     scores = np.where(found, people.scores, 0)
     points = np.where(found[..., None], people.keypoints, 0)
-    triples = np.concatenate((points, scores[..., None]), axis=2).reshape(len(people), -1)
+    triples = np.concatenate((points, scores[..., None]), axis=2)
+    triples = triples.reshape(len(people), 3 * len(people.skeleton))
     mean = scores.sum(axis=1) / np.maximum(found.sum(axis=1), 1)
     boxes = np.concatenate((people.boxes[:, :2], people.boxes[:, 2:] - people.boxes[:, :2]), axis=1)
     columns = zip(
