@@ -62,7 +62,8 @@ def heatmap_network(
     )
     node = onnx.helper.make_node
     nodes = [
-        node("Conv", [ports[0], "colours"], ["mixed"]),
+        node("Conv", [ports[0], "colours"], ["shades"]),
+        node("Relu", ["shades"], ["mixed"]),  # what is darker than the mean is no dot
         node("MatMul", ["down", "mixed"], ["rows"]),
         node("MatMul", ["rows", "across"], [ports[1]]),
     ]
@@ -92,7 +93,8 @@ def simcc_network(
     )
     node = onnx.helper.make_node
     nodes = [
-        node("Conv", [ports[0], "colours"], ["mixed"]),
+        node("Conv", [ports[0], "colours"], ["shades"]),
+        node("Relu", ["shades"], ["mixed"]),  # what is darker than the mean is no dot
         node("ReduceMax", ["mixed"], ["columns"], axes=[2], keepdims=0),
         node("ReduceMax", ["mixed"], ["rows"], axes=[3], keepdims=0),
         node("MatMul", ["columns", "across"], [ports[1]]),
@@ -108,8 +110,10 @@ def simcc_network(
     return save(path, nodes, weights, {ports[0]: [batch, 3, *size]}, outputs)
 
 
-def constant_network(path: Path, outputs: dict[str, list[int]], size=(64, 48)) -> Path:
-    """A graph that gives zeros of these shapes, whatever it is shown."""
+def constant_network(
+    path: Path, outputs: dict[str, list[int]], size: tuple[int, ...] = (64, 48), value: float = 0.0
+) -> Path:
+    """A graph that gives this value in these shapes, whatever it is shown."""
     node = onnx.helper.make_node
     nodes = [
         node("ReduceMax", ["input"], ["level"], axes=[0, 1, 2, 3], keepdims=0),
@@ -117,7 +121,7 @@ def constant_network(path: Path, outputs: dict[str, list[int]], size=(64, 48)) -
     ]
     weights = {"nothing": np.float32(0)}
     for name, shape in outputs.items():
-        weights[f"{name}.shape"] = np.zeros(shape, np.float32)
+        weights[f"{name}.shape"] = np.full(shape, value, np.float32)
         nodes.append(node("Add", [f"{name}.shape", "zero"], [name]))
     return save(path, nodes, weights, {"input": [1, 3, *size]}, outputs)
 

@@ -237,6 +237,27 @@ def test_a_family_states_what_is_known_of_it(tmp_path, capsys):
     assert spec(heatmap_network, "simplebaseline", "--bgr")["rgb"] is False
 
 
+def test_the_lines_of_the_readme(tmp_path, monkeypatch, capsys):
+    """On graphs with the names and shapes of the files that they are for."""
+    monkeypatch.chdir(tmp_path)
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    lines = re.findall(r"^fastpose (wrap .*)$", readme, re.MULTILINE)
+    (joints_json,) = re.findall(r'^\{"name": "arm".*\n.*\}$', readme, re.MULTILINE)
+    Path("joints.json").write_text(joints_json)
+    size = (256, 192)
+    simcc_network(Path("end2end.onnx"), ANY, size, batch="batch")
+    ports = ("input_0", "output_0")
+    heatmap_network(Path("vitpose-b.onnx"), ANY, size, convention="udp", ports=ports)
+    heatmap_network(Path("hrnet-w32.onnx"), ANY, size, batch=1, ports=("input", "output"))
+    heatmap_network(Path("net.onnx"), np.eye(3), size)
+    image = picture({DOT: WHITE})
+    for line in lines:
+        assert main(line.split()) == 0, capsys.readouterr().err
+        people = joints(line.split()[-1], image)
+        np.testing.assert_allclose(people.keypoints[0, 0], DOT, atol=1.0)
+    assert len(lines) == 4
+
+
 def test_a_graph_without_its_manifest_says_what_to_do(tmp_path, capsys):
     graph = heatmap_network(tmp_path / "net.onnx", ANY)
     with pytest.raises(EngineError, match=r"without net\.json, .*`fastpose wrap .*net\.onnx --out"):
@@ -437,9 +458,7 @@ def test_an_argument_that_cannot_be_read(capsys, words, message):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_values_that_are_not_finite_are_refused(tmp_path, kind):
-    colours = ANY.copy()
-    colours[3] = np.nan
-    graph = heatmap_network(tmp_path / "net.onnx", colours)
+    graph = constant_network(tmp_path / "net.onnx", {"maps": [1, 17, 16, 12]}, value=np.nan)
     with pytest.raises(ModelError, match=r"maps is not finite for a plain grey window"):
         bundle(graph, convention="msra", engine=kind)
 
