@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -98,7 +98,7 @@ def warp(
     RoIAlign (He et al., Mask R-CNN, ICCV 2017).
 
     The result is within 1e-4 of the source's range of exact arithmetic. Gradients flow to float
-    `frames` that are torch tensors, by the reference; none flow to `affines`.
+    `frames` that are torch tensors, by scatter-add; none flow to `affines`.
 
     Args:
         frames: "hwc": uint8 [H, W, 3] or [T, H, W, 3]; "nv12": uint8 [T, H * 3 // 2, W], on CUDA
@@ -150,9 +150,28 @@ def warp(
     shape = options.out_shape(len(affines))
     _check_out(out, frames, shape, dtype)
     name = _choose(backend, frames, layout)
+    if name != "reference" and _needs_gradient(frames):
+        from fastpose.ops.scatter import warp_with_gradient
+
+        run = functools.partial(_by_kernel, name, None, dtype, options, stream)
+        return warp_with_gradient(frames, affines, source, options, run)
     if name == "reference":
         with on_stream(stream, frames):
             return _by_reference(frames, affines, source, out, dtype, options)
+    return _by_kernel(name, out, dtype, options, stream, frames, affines, source)
+
+
+def _by_kernel(
+    name: str,
+    out: Array | None,
+    dtype: str,
+    options: WarpOptions,
+    stream: int | None,
+    frames: Array,
+    affines: Array,
+    source: Array | None,
+) -> Array:
+    shape = options.out_shape(len(affines))
     result = _empty(shape, dtype, frames) if out is None else out
     if len(affines) == 0:
         return result
@@ -188,27 +207,42 @@ def warp_reference(
 
     h, w = options.size
     device, real = frames.device, frames.dtype
-    matrices = affines.to(torch.float64)
-    usable = matrices.isfinite().flatten(1).all(1) & (source >= 0) & (source < len(frames))
-    matrices = matrices.where(usable[:, None, None], 0.0)
+    usable = usable_windows(affines, source, len(frames))
     index = source.where(usable, 0)[:, None, None]
     pixels = frames.permute(0, 2, 3, 1)  # [T, H, W, C]
     if options.swap_rb:
         pixels = pixels.flip(-1)
-    u = torch.arange(w, dtype=torch.float64, device=device)
-    v = torch.arange(h, dtype=torch.float64, device=device)[:, None]
-    inner = (torch.arange(options.area, dtype=torch.float64) + 0.5) / options.area - 0.5
     total = torch.zeros((len(affines), h, w, options.channels), dtype=real, device=device)
-    for dv in inner.tolist():
-        for du in inner.tolist():
-            x, y = _transform(matrices, u + du, v + dv)
-            total = total + _bilinear(pixels, index, x, y, usable, options.border)
+    for x, y in sample_positions(affines, usable, options):
+        total = total + _bilinear(pixels, index, x, y, usable, options.border)
     mean, std = (
         torch.tensor(values or (default,), dtype=real, device=device)
         for values, default in ((options.mean, 0.0), (options.std, 1.0))
     )
     result = (total / options.area**2 - mean) / std
     return result.permute(0, 3, 1, 2) if options.out_layout == "nchw" else result
+
+
+def usable_windows(affines: torch.Tensor, source: torch.Tensor, count: int) -> torch.Tensor:
+    """[N] which windows are not all border, of `count` frames."""
+    finite = affines.isfinite().flatten(1).all(1)
+    return finite & (source >= 0) & (source < count)
+
+
+def sample_positions(
+    affines: torch.Tensor, usable: torch.Tensor, options: WarpOptions
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Source x and y, [N, h, w] float64 each, of the samples of every output pixel in turn."""
+    import torch
+
+    matrices = affines.to(torch.float64).where(usable[:, None, None], 0.0)
+    h, w = options.size
+    u = torch.arange(w, dtype=torch.float64, device=affines.device)
+    v = torch.arange(h, dtype=torch.float64, device=affines.device)[:, None]
+    inner = (torch.arange(options.area, dtype=torch.float64) + 0.5) / options.area - 0.5
+    for dv in inner.tolist():
+        for du in inner.tolist():
+            yield _transform(matrices, u + du, v + dv)
 
 
 def _transform(
@@ -232,20 +266,33 @@ def _bilinear(
     import torch
 
     height, width = pixels.shape[1:3]
+    result = torch.zeros((), dtype=pixels.dtype, device=pixels.device)
+    for weight, row, column, inside in taps(x, y, (height, width)):
+        inside = inside & usable[:, None, None]
+        weight = weight.to(pixels.dtype)[..., None]
+        tap = pixels[index, row, column]
+        tap = tap.where(inside[..., None], border).where(weight != 0, 0.0)
+        result = result + weight * tap
+    return result
+
+
+def taps(
+    x: torch.Tensor, y: torch.Tensor, size: tuple[int, int]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """The four neighbours of positions x, y in a source of `size` (h, w).
+
+    Yields:
+        weight, row and column (brought inside), and whether the tap lies inside, shaped as x.
+    """
+    height, width = size
     # Far outside, positions are brought to where every tap is outside and integers are safe.
     x, y = x.clamp(-2, width + 1), y.clamp(-2, height + 1)
     left, top = x.floor(), y.floor()
-    result = torch.zeros((), dtype=pixels.dtype, device=pixels.device)
     for dx, weight_x in ((0, 1 - (x - left)), (1, x - left)):
         for dy, weight_y in ((0, 1 - (y - top)), (1, y - top)):
             column, row = (left + dx).long(), (top + dy).long()
             inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-            inside = inside & usable[:, None, None]
-            weight = (weight_x * weight_y).to(pixels.dtype)[..., None]
-            tap = pixels[index, row.clamp(0, height - 1), column.clamp(0, width - 1)]
-            tap = tap.where(inside[..., None], border).where(weight != 0, 0.0)
-            result = result + weight * tap
-    return result
+            yield weight_x * weight_y, row.clamp(0, height - 1), column.clamp(0, width - 1), inside
 
 
 def nv12_to_bgr(frames: torch.Tensor, matrix: str) -> torch.Tensor:
@@ -303,10 +350,6 @@ def _choose(backend: str | None, frames: Array, layout: str) -> str:
     device = device_kind(frames)
     if layout == "nv12" and device != "cuda":
         raise BackendError(f'layout "nv12" needs frames on cuda, got {device}')
-    if _needs_gradient(frames):
-        if backend not in (None, "reference"):
-            raise BackendError(f"backend {backend!r} has no gradient; usable: reference")
-        return "reference"
     return choose(backend, frames, ("cpp", "cuda"))
 
 

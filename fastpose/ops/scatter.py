@@ -1,0 +1,86 @@
+"""The gradient of `warp` with respect to its source: every tap gives back what it took."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from fastpose.ops.choose import Array
+from fastpose.ops.warp import WarpOptions, sample_positions, taps, usable_windows
+
+
+def warp_with_gradient(
+    frames: torch.Tensor,
+    affines: Array,
+    source: Array | None,
+    options: WarpOptions,
+    run: Callable[..., torch.Tensor],
+) -> torch.Tensor:
+    """`run(frames, affines, source)`, a kernel, with a gradient in `frames` [T, C, H, W]."""
+    index = None if source is None else torch.as_tensor(source)
+    result: torch.Tensor = _Warp.apply(frames, torch.as_tensor(affines), index, options, run)
+    return result
+
+
+class _Warp(torch.autograd.Function):
+    """The reference's own gradient holds every tap of every sample in memory; this holds none."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        frames: torch.Tensor,
+        affines: torch.Tensor,
+        source: torch.Tensor | None,
+        options: WarpOptions,
+        run: Callable[..., torch.Tensor],
+    ) -> torch.Tensor:
+        ctx.save_for_backward(affines, source)
+        ctx.options, ctx.shape, ctx.type = options, frames.shape, frames.dtype
+        return run(frames.detach(), affines, source)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        affines, source = ctx.saved_tensors
+        gradient = scatter(grad, affines, source, ctx.shape, ctx.options)
+        return gradient.to(ctx.type), None, None, None, None
+
+
+def scatter(
+    grad: torch.Tensor,
+    affines: torch.Tensor,
+    source: torch.Tensor | None,
+    shape: torch.Size,
+    options: WarpOptions,
+) -> torch.Tensor:
+    """The gradient in the source of `warp`.
+
+    Args:
+        grad: of the result, in the layout that `options` names.
+        affines: as given to `warp`.
+        source: as given to `warp`.
+        shape: [T, C, H, W] of the source.
+        options: as `warp` made them.
+
+    Returns:
+        [T, C, H, W] float32.
+    """
+    count, channels, height, width = shape
+    # the kernels reckon in the affines' float32 values, whatever type they come in
+    affines = affines.to(grad.device, torch.float32)
+    index = torch.zeros(len(affines)) if source is None else source
+    index = index.to(grad.device, torch.int64)
+    usable = usable_windows(affines, index, count)
+    start = index.where(usable, 0)[:, None, None] * height
+    grad = grad if options.out_layout == "nhwc" else grad.permute(0, 2, 3, 1)
+    std = torch.tensor(options.std or (1.0,), device=grad.device)
+    given = (grad.float() / (std * options.area**2)).reshape(-1, channels)
+    total = given.new_zeros(count * height * width, channels)
+    for x, y in sample_positions(affines, usable, options):
+        for weight, row, column, inside in taps(x, y, (height, width)):
+            share = (weight * (inside & usable[:, None, None])).to(given.dtype)
+            place = (start + row) * width + column
+            total.index_add_(0, place.flatten(), given * share.reshape(-1, 1))
+    total = total.unflatten(0, (count, height, width)).permute(0, 3, 1, 2)
+    return total.flip(1) if options.swap_rb else total
