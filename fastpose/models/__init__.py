@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastpose.errors import BackendError, ModelError
-from fastpose.models.spec import ModelSpec
+from fastpose.models.spec import DetectorSpec, ModelSpec
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from fastpose.models.fpn import FPNDetector
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
@@ -68,6 +70,73 @@ MODELS = {
 }
 DEFAULT_MODEL = "cpn-light"
 
+COCO80 = (
+    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat",
+    "traffic light", "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog",
+    "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe", "backpack", "umbrella",
+    "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard", "sports ball", "kite",
+    "baseball bat", "baseball glove", "skateboard", "surfboard", "tennis racket", "bottle",
+    "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple", "sandwich", "orange",
+    "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch", "potted plant",
+    "bed", "dining table", "toilet", "tv", "laptop", "mouse", "remote", "keyboard", "cell phone",
+    "microwave", "oven", "toaster", "sink", "refrigerator", "book", "clock", "vase", "scissors",
+    "teddy bear", "hair drier", "toothbrush",
+)  # fmt: skip
+
+
+def _fpn(name: str, depth: int, parameters: int) -> DetectorSpec:
+    """The published detector, its long side brought from 1333 to a multiple of every stride."""
+    return DetectorSpec(
+        name=name,
+        network="fpn:resnet_fpn",
+        size=(1344, 1344),
+        classes=COCO80,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        rgb=True,
+        strides=(4, 8, 16, 32, 64),
+        pooled=4,
+        anchors=((32.0,), (64.0,), (128.0,), (256.0,), (512.0,)),
+        ratios=(0.5, 1.0, 2.0),
+        canonical=224.0,
+        width=256,
+        per_level=1000,
+        proposals=1000,
+        batch=256,
+        paper="Lin et al., Feature Pyramid Networks for Object Detection, CVPR 2017, as in Chen et "
+        "al., Cascaded Pyramid Network for Multi-Person Pose Estimation, CVPR 2018",
+        parameters=parameters,
+        kwargs=(("depth", depth),),
+    )
+
+
+DETECTORS = {
+    "fpn-light": DetectorSpec(
+        name="fpn-light",
+        network="fpn:light_fpn",
+        size=(416, 416),
+        classes=("person",),
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        rgb=True,
+        strides=(8, 16, 32),
+        pooled=3,
+        anchors=((16.0, 32.0), (56.0, 96.0), (160.0, 270.0)),
+        ratios=(0.6, 1.2, 2.4),
+        canonical=112.0,
+        width=96,
+        per_level=200,
+        proposals=64,
+        batch=16,
+        paper="after Lin et al., Feature Pyramid Networks for Object Detection, CVPR 2017; the "
+        "trunk is our own",
+        parameters=3_232_484,
+    ),
+    "fpn50": _fpn("fpn50", 50, 41_753_056),
+    "fpn101": _fpn("fpn101", 101, 60_745_184),
+}
+DEFAULT_DETECTOR = "fpn-light"
+
 
 def list_models() -> list[str]:
     """The names `create` knows."""
@@ -87,6 +156,24 @@ def model_spec(name: str) -> ModelSpec:
         raise ModelError(f"unknown model {name!r}; known: {known}") from None
 
 
+def list_detectors() -> list[str]:
+    """The names of the detectors that `create_detector` knows."""
+    return list(DETECTORS)
+
+
+def detector_spec(name: str) -> DetectorSpec:
+    """The spec of the detector called `name`; "default" is the one `Pose` uses.
+
+    Raises:
+        ModelError: there is none; the text lists those there are.
+    """
+    try:
+        return DETECTORS[DEFAULT_DETECTOR if name == "default" else name]
+    except KeyError:
+        known = ", ".join(("default", *DETECTORS))
+        raise ModelError(f"unknown detector {name!r}; known: {known}") from None
+
+
 def create(name: str, weights: str | Path | None = None) -> nn.Module:
     """Build a network, in eval mode, with random weights or those of a file.
 
@@ -103,20 +190,38 @@ def create(name: str, weights: str | Path | None = None) -> nn.Module:
         BackendError: torch is not installed.
     """
     spec = model_spec(name)
+    return _build(spec.network, weights, num_keypoints=len(spec.joints), **spec.kwargs)
+
+
+def create_detector(name: str, weights: str | Path | None = None) -> FPNDetector:
+    """Build a detector's network, in eval mode; arguments and errors as in `create`."""
+    spec = detector_spec(name)
+    network: FPNDetector = _build(
+        spec.network,
+        weights,
+        classes=len(spec.classes),
+        anchors=len(spec.anchors[0]) * len(spec.ratios),
+        levels=len(spec.strides),
+        **dict(spec.kwargs),
+    )
+    return network
+
+
+def _build(network: str, weights: str | Path | None, **arguments: Any) -> Any:
+    """Call "module:callable" and fill what it returns."""
     try:
         import_module("torch")
     except ImportError:
         raise BackendError(
             "networks need torch; install the extra: fastpose-inference[torch]"
         ) from None
-    module, _, builder = spec.network.partition(":")
-    build = getattr(import_module(f"fastpose.models.{module}"), builder)
-    network: nn.Module = build(num_keypoints=len(spec.joints), **spec.kwargs)
+    module, _, builder = network.partition(":")
+    built: nn.Module = getattr(import_module(f"fastpose.models.{module}"), builder)(**arguments)
     if weights is not None:
         from fastpose.models.weights import load_weights
 
-        load_weights(network, Path(weights))
-    return network.eval()
+        load_weights(built, Path(weights))
+    return built.eval()
 
 
 def final_maps(output: Tensor | tuple[list[Tensor], Tensor]) -> Tensor:

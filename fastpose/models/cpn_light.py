@@ -52,12 +52,41 @@ def upsample(x: Tensor, factor: int) -> Tensor:
     return F.interpolate(x, scale_factor=float(factor), mode="bilinear", align_corners=False)
 
 
-class LightCPN(nn.Module):
+class LightTrunk(nn.Module):
+    """Residual stages at strides 4 to 32 with even kernels wherever the stride is 2.
+
+    So maps(mirror(x)) = mirror(maps(x)) can hold exactly and a flip test needs no shift.
+
+    Args:
+        blocks: of the stages C2 to C5.
+        widest: channels of C5.
+    """
+
+    def __init__(self, blocks: tuple[int, int, int, int] = (2, 2, 2, 3), widest: int = 512) -> None:
+        super().__init__()
+        n2, n3, n4, n5 = blocks
+        self.stem = nn.Sequential(conv(3, 32, 4, 2), conv(32, 64, 4, 2))
+        self.c2 = nn.Sequential(*(Residual(64) for _ in range(n2)))
+        self.c3 = nn.Sequential(conv(64, 128, 2, 2), *(Residual(128) for _ in range(n3)))
+        self.c4 = nn.Sequential(conv(128, 256, 2, 2), *(Residual(256) for _ in range(n4)))
+        self.c5 = nn.Sequential(
+            conv(256, widest, 2, 2),
+            *(Bottleneck(widest, widest, widest // 4) for _ in range(n5)),
+        )
+
+    def stages(self, image: Tensor) -> list[Tensor]:
+        """[N, 3, h, w] -> C2, C3, C4, C5 at strides 4, 8, 16, 32."""
+        levels = [self.c2(self.stem(image))]
+        for stage in (self.c3, self.c4, self.c5):
+            levels.append(stage(levels[-1]))
+        return levels
+
+
+class LightCPN(LightTrunk):
     """Cascaded pyramid network with a trunk of 4.6 M parameters and pyramids of 128 channels.
 
     GlobalNet, RefineNet and their losses are those of Chen et al., Cascaded Pyramid Network for
-    Multi-Person Pose Estimation, CVPR 2018. The trunk is ours: even kernels wherever the stride is
-    2, so that maps(mirror(x)) = mirror(maps(x)) can hold exactly and a flip test needs no shift.
+    Multi-Person Pose Estimation, CVPR 2018. The trunk is ours.
 
     Args:
         num_keypoints: K.
@@ -66,13 +95,6 @@ class LightCPN(nn.Module):
 
     def __init__(self, num_keypoints: int = 14, width: int = 128) -> None:
         super().__init__()
-        self.stem = nn.Sequential(conv(3, 32, 4, 2), conv(32, 64, 4, 2))
-        self.c2 = nn.Sequential(Residual(64), Residual(64))
-        self.c3 = nn.Sequential(conv(64, 128, 2, 2), Residual(128), Residual(128))
-        self.c4 = nn.Sequential(conv(128, 256, 2, 2), Residual(256), Residual(256))
-        self.c5 = nn.Sequential(
-            conv(256, 512, 2, 2), *(Bottleneck(512, 512, 128) for _ in range(3))
-        )
         trunk = (512, 256, 128, 64)  # from C5 to C2, the order of the pyramid below
         self.laterals = nn.ModuleList(conv(c, width, 1) for c in trunk)
         self.merges = nn.ModuleList(
@@ -94,9 +116,7 @@ class LightCPN(nn.Module):
 
     def pyramid(self, image: Tensor) -> list[Tensor]:
         """[N, 3, h, w] -> P5, P4, P3, P2, each [N, width, h / s, w / s], s = 32, 16, 8, 4."""
-        levels = [self.c2(self.stem(image))]
-        for stage in (self.c3, self.c4, self.c5):
-            levels.append(stage(levels[-1]))
+        levels = self.stages(image)
         merged = [self.laterals[0](levels[3])]
         for lateral, merge, level in zip(
             self.laterals[1:], self.merges, reversed(levels[:3]), strict=True

@@ -1,4 +1,4 @@
-"""What a user of a network must know to feed it and to read it: ModelSpec."""
+"""What a user of a network must know to feed and to read it: ModelSpec, DetectorSpec."""
 
 from __future__ import annotations
 
@@ -115,3 +115,59 @@ class ModelSpec:
             return cls(**{**values, **tuples})
         except (TypeError, ModelError) as error:
             raise ModelError(f"not a model spec: {error}") from None
+
+
+@dataclass(frozen=True)
+class DetectorSpec:
+    """A detector's border, as data.
+
+    Attributes:
+        name: the detector's name.
+        network: "module:callable" under fastpose.models that builds the module.
+        size: (h, w) of the input in pixels, a multiple of the coarsest stride of its trunk.
+        classes: names, without the background.
+        mean, std, rgb: as in `ModelSpec`.
+        strides: input pixels per cell of each level with anchors, finest first.
+        pooled: how many of these levels windows of features are cut from.
+        anchors: by level, the square root of an anchor's area, in input pixels.
+        ratios: height per width of the anchors.
+        canonical: the square root of the area of a box that is read at stride 16.
+        width: channels of the pyramid.
+        per_level: most anchors of a level that are looked at.
+        proposals: most boxes that are classified.
+        batch: how many of them a run of the head takes.
+        paper: author, title, venue, year.
+        parameters: exact number of parameters.
+        pool: side of the window of features of a box.
+        kwargs: further arguments of the callable.
+    """
+
+    name: str
+    network: str
+    size: tuple[int, int]
+    classes: tuple[str, ...]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    rgb: bool
+    strides: tuple[int, ...]
+    pooled: int
+    anchors: tuple[tuple[float, ...], ...]
+    ratios: tuple[float, ...]
+    canonical: float
+    width: int
+    per_level: int
+    proposals: int
+    batch: int
+    paper: str
+    parameters: int
+    pool: int = 7
+    kwargs: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def window(self) -> Window:
+        """How the whole frame is cut: fitted into the input, upright."""
+        return Window(self.size, self.mean, self.std, self.rgb, "symmetric", 1.0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as a card keeps them."""
+        return asdict(self)

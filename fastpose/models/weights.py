@@ -49,6 +49,34 @@ def load_weights(network: nn.Module, path: Path) -> None:
     network.load_state_dict({name: t.float() for name, t in state.items()}, strict=False)
 
 
+def fill_trunk(network: nn.Module, path: Path) -> int:
+    """Fill the trunk of a detector with what fits it in the weights of another network.
+
+    Args:
+        network: to be filled in place; its trunk is the child of that name.
+        path: a file of `save_weights`, of a network that is built on such a trunk.
+
+    Returns:
+        How many tensors were filled; the others are left as they are.
+
+    Raises:
+        WeightsError: the file is missing or damaged, or nothing in it fits.
+    """
+    state = {_in_trunk(name): tensor for name, tensor in read_weights(path).items()}
+    trunk = network.get_submodule("trunk").state_dict()
+    fits = [n for n, t in trunk.items() if n in state and state[n].shape == t.shape]
+    if not fits:
+        raise WeightsError(f"{path}: nothing in it fits the trunk")
+    for name in fits:
+        trunk[name].copy_(state[name])
+    return len(fits)
+
+
+def _in_trunk(name: str) -> str:
+    """The trunk's own name of a tensor: networks that have it under a name put that before."""
+    return name.removeprefix("trunk.").removeprefix("resnet.")
+
+
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, by name, as they are kept.
 
