@@ -193,7 +193,6 @@ def test_a_bad_source_is_one_line_that_names_it(tmp_path, make, capsys):
     [
         (["--model", "openpose"], "unknown model 'openpose'; known: default, cpn-light"),
         (["--engine", "tensorrt"], "tensorrt"),
-        (["--detector", "default"], "--detector FILE.onnx"),
         (["--detector", "absent.onnx"], "absent.onnx"),
         (["--detector-layout", "ssd", "--detector", "x.onnx"], "unknown layout 'ssd'; known:"),
         (["--boxes", "absent.csv"], "absent.csv"),

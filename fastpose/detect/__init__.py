@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from fastpose import ops
 from fastpose.detect.boxes import BoxesFile, read_boxes
+from fastpose.detect.fpn import PERSON, TwoStageDetector
 from fastpose.detect.layouts import (
     FITS,
     LAYOUTS,
@@ -21,9 +22,11 @@ from fastpose.detect.layouts import (
     recognise,
     samples_per_axis,
 )
-from fastpose.engines import Graph, open_graph
+from fastpose.engines import Graph, open_graph, open_halves
 from fastpose.errors import DetectorError
 from fastpose.geometry import boxes_to_affines, frame_box
+from fastpose.models import DETECTORS, detector_spec
+from fastpose.models.spec import DetectorSpec
 from fastpose.types import Boxes, Floats
 
 __all__ = ["LAYOUTS", "BoxesFile", "Detector", "open_detector", "read_boxes"]
@@ -49,6 +52,7 @@ def open_detector(
     layout: str | None = None,
     kind: str = "auto",
     device: str = "auto",
+    precision: str = "auto",
     threads: int | None = None,
     score: float = 0.3,
     iou: float = 0.6,
@@ -57,16 +61,19 @@ def open_detector(
     """Open what finds the people.
 
     Args:
-        what: "default", "none" (the whole frame is one person), or the path of an ONNX graph.
+        what: "default" or another name of `models.DETECTORS`, "none" (the whole frame is one
+            person), or the path of an ONNX graph.
         layout: what the graph takes and gives, a name of `LAYOUTS`; None recognises it by the
             shapes of its outputs.
-        kind: runtime, as `engines.open_graph` names them.
-        device: as there; with "cuda", which neither runtime has here, the detector runs on the CPU
-            beside a network on the GPU.
+        kind: runtime, as `engines.open_halves` names them for our own detectors and
+            `engines.open_graph` for others.
+        device: as there; with "cuda", which the runtimes of other people's graphs do not have here,
+            such a detector runs on the CPU beside a network on the GPU.
+        precision: as there; "auto" is "f32" for a detector whose low precision nobody measured.
         threads: as there.
         score: least score of a box that is kept, 0-1.
         iou: boxes that overlap a better one by more than this are dropped, 0-1; for graphs that do
-            not do so themselves.
+            not do so themselves. Ours fade instead (Soft-NMS).
         person_class: number of the class "person"; None takes the layout's.
 
     Raises:
@@ -83,23 +90,30 @@ def open_detector(
         raise DetectorError(f"unknown layout {layout!r}; known: {', '.join(LAYOUTS)}")
     if what == "none":
         return WholeFrame()
-    if what == "default":
-        return _open_default()
+    if what == "default" or what in DETECTORS:
+        return _open_own(detector_spec(what), kind, device, precision, threads, score)
     path = Path(what)
     if not path.is_file():
+        known = ", ".join(("default", *DETECTORS))
         raise DetectorError(
-            f"{what}: no such file; a detector is FILE.onnx, none (the whole frame) or default"
+            f"{what}: no such file; a detector is FILE.onnx, none (the whole frame), or one of "
+            f"{known}"
         )
     place = "auto" if device.startswith("cuda") else device
-    graph = open_graph(path, kind=kind, device=place, threads=threads)
+    chosen = "f32" if precision == "auto" else precision
+    graph = open_graph(path, kind=kind, device=place, precision=chosen, threads=threads)
     return GraphDetector(path, graph, layout, score=score, iou=iou, person_class=person_class)
 
 
-def _open_default() -> Detector:
-    raise DetectorError(
-        "this release has no detector of its own; choose --detector FILE.onnx, --boxes FILE, "
-        "or --detector none (the whole frame is one person)"
+def _open_own(
+    spec: DetectorSpec, kind: str, device: str, precision: str, threads: int | None, score: float
+) -> Detector:
+    if PERSON not in spec.classes:
+        raise DetectorError(f"{spec.name} finds no persons; it finds: {', '.join(spec.classes)}")
+    proposer, head = open_halves(
+        spec, kind=kind, device=device, precision=precision, threads=threads
     )
+    return TwoStageDetector(spec, proposer, head, score=score)
 
 
 class WholeFrame:

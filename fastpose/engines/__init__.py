@@ -23,7 +23,7 @@ from fastpose.models import model_spec
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from fastpose.models.spec import ModelSpec
+    from fastpose.models.spec import DetectorSpec, ModelSpec
 
 __all__ = [
     "FAMILIES",
@@ -35,6 +35,7 @@ __all__ = [
     "load_engine",
     "open_engine",
     "open_graph",
+    "open_halves",
     "open_network",
     "wrap_network",
 ]
@@ -84,6 +85,62 @@ def open_graph(
             from fastpose.engines.onnxruntime import ONNXRuntimeGraph
 
             return ONNXRuntimeGraph(path, device, precision, threads)
+
+
+def open_halves(
+    spec: DetectorSpec,
+    *,
+    weights: str | Path | None = None,
+    kind: str = "auto",
+    device: str = "auto",
+    precision: str = "auto",
+    threads: int | None = None,
+) -> tuple[Graph, Graph]:
+    """Open the two graphs of a registered detector: proposals, and the head.
+
+    Args:
+        spec: of the detector; without trained weights it has random ones, and a UserWarning.
+        weights: a weight file instead of the trained weights.
+        kind: as in `open_engine`, like the rest and the errors.
+        device: as there.
+        precision: as there.
+        threads: as there.
+    """
+    check_threads(threads)
+    if kind == "auto" and device.startswith("cuda"):
+        kind = "torch"
+    kind = _choose(kind, KINDS)
+    if weights is None and not source.is_trained(spec):
+        _warn_of_random_weights(spec)
+    file = None if weights is None else Path(weights)
+    low = sorted(source.passed(spec)) if file is None else []
+    for choice in [*low, "f32"] if precision == "auto" else [precision]:
+        try:
+            return _open_halves(kind, spec, file, device, choice, threads)
+        except BackendError:
+            if choice in ("f32", precision):
+                raise  # nothing else is left to try
+    raise AssertionError("f32 returns or raises")
+
+
+def _open_halves(
+    kind: str,
+    spec: DetectorSpec,
+    weights: Path | None,
+    device: str,
+    precision: str,
+    threads: int | None,
+) -> tuple[Graph, Graph]:
+    if kind == "torch":
+        from fastpose.engines.torch import open_torch_halves
+
+        weights = weights or source.find_weights(spec)
+        return open_torch_halves(spec, weights, device, precision, threads)
+    first, second = (
+        open_graph(path, kind=kind, device=device, precision=precision, threads=threads)
+        for path in source.find_halves(spec, weights)
+    )
+    return first, second
 
 
 def open_engine(

@@ -17,8 +17,9 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from fastpose.engines.manifest import replaced
 from fastpose.errors import BackendError, EngineError
-from fastpose.models import create, final_maps
-from fastpose.models.spec import ModelSpec
+from fastpose.models import create, create_detector, final_maps
+from fastpose.models.fpn import FPNDetector
+from fastpose.models.spec import DetectorSpec, ModelSpec
 from fastpose.models.weights import LARGEST_HALF
 
 OPSET = 18  # the newest that the exporter writes without conversion
@@ -27,9 +28,21 @@ SEED = 0  # of random weights
 
 def random_network(name: str) -> nn.Module:
     """The registered network with the same random weights every time."""
+    with _seeded():
+        return create(name)
+
+
+def random_detector(name: str) -> FPNDetector:
+    """The registered detector with the same random weights every time."""
+    with _seeded():
+        return create_detector(name)
+
+
+@contextmanager
+def _seeded() -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        return create(name)
+        yield
 
 
 def fold_batch_norm(module: nn.Module, image: Tensor) -> nn.Module:
@@ -73,6 +86,60 @@ def export_onnx(module: nn.Module, spec: ModelSpec, path: Path, half: bool = Tru
         BackendError: the exporter is not installed.
         EngineError: the module cannot be traced, or the folder cannot be written.
     """
+    image = torch.zeros(2, 3, *spec.size)
+    network = _FinalMaps(fold_batch_norm(module, image))
+    batch = ({0: torch.export.Dim("batch")},)
+    _write_onnx(network, image, path, ["image"], ["heatmaps"], half=half, dynamic=batch)
+
+
+def export_detector(
+    module: FPNDetector, spec: DetectorSpec, proposer: Path, head: Path, half: bool = True
+) -> None:
+    """Write a detector as two ONNX files of fixed shapes.
+
+    The first takes "image" [1, 3, h, w] and gives "p0", "p1", ..., the levels of the pyramid that
+    are pooled, "objectness" [1, M] before the sigmoid and "deltas" [1, M, 4]; the second takes
+    "windows" [batch, C, pool, pool] and gives "logits" [batch, classes + 1] and "deltas"
+    [batch, classes, 4].
+
+    Args:
+        module: the network, float32, on the CPU.
+        spec: of the detector.
+        proposer: the first file; its folder exists.
+        head: the second file; its folder exists.
+        half: as in `export_onnx`, like the errors.
+    """
+    first, second = detector_halves(module, spec)
+    _write_onnx(
+        first,
+        torch.zeros(1, 3, *spec.size),
+        proposer,
+        ["image"],
+        [*(f"p{level}" for level in range(spec.pooled)), "objectness", "deltas"],
+        half=half,
+    )
+    windows = torch.zeros(spec.batch, spec.width, spec.pool, spec.pool)
+    _write_onnx(second, windows, head, ["windows"], ["logits", "deltas"], half=half)
+
+
+def detector_halves(module: FPNDetector, spec: DetectorSpec) -> tuple[nn.Module, nn.Module]:
+    """What `export_detector` writes, batch norm folded, as two modules."""
+    image = torch.zeros(1, 3, *spec.size)
+    windows = torch.zeros(2, spec.width, spec.pool, spec.pool)
+    first = fold_batch_norm(_Proposer(module, spec.pooled), image)
+    return first, fold_batch_norm(_Head(module), windows)
+
+
+def _write_onnx(
+    network: nn.Module,
+    example: Tensor,
+    path: Path,
+    inputs: list[str],
+    outputs: list[str],
+    *,
+    half: bool,
+    dynamic: tuple[Any, ...] | None = None,
+) -> None:
     try:
         import onnx
         import onnxscript  # noqa: F401 (the exporter needs it)
@@ -80,16 +147,14 @@ def export_onnx(module: nn.Module, spec: ModelSpec, path: Path, half: bool = Tru
         raise BackendError(
             f"ONNX export needs {error.name}; install the extra: fastpose-inference[torch]"
         ) from None
-    image = torch.zeros(2, 3, *spec.size)
-    network = _FinalMaps(fold_batch_norm(module, image)).eval()
     with _quiet(), torch.inference_mode():
         program = torch.onnx.export(
-            network,
-            (image,),
+            network.eval(),
+            (example,),
             dynamo=True,
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            input_names=["image"],
-            output_names=["heatmaps"],
+            dynamic_shapes=dynamic,
+            input_names=inputs,
+            output_names=outputs,
             opset_version=OPSET,
             verbose=False,
         )
@@ -101,6 +166,25 @@ def export_onnx(module: nn.Module, spec: ModelSpec, path: Path, half: bool = Tru
     onnx.checker.check_model(model)
     with replaced(path) as temporary:
         temporary.write_bytes(model.SerializeToString(deterministic=True))
+
+
+class _Proposer(nn.Module):
+    def __init__(self, detector: FPNDetector, pooled: int) -> None:
+        super().__init__()
+        self.detector, self.pooled = detector, pooled
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        pyramid, logits, deltas = self.detector.propose(image)
+        return (*pyramid[: self.pooled], logits, deltas)
+
+
+class _Head(nn.Module):
+    def __init__(self, detector: FPNDetector) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, windows: Tensor) -> tuple[Tensor, Tensor]:
+        return self.detector.classify(windows)
 
 
 class _FinalMaps(nn.Module):

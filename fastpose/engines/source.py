@@ -13,12 +13,15 @@ from pathlib import Path
 from fastpose.engines.manifest import file_hash
 from fastpose.errors import BackendError, EngineError, WeightsError
 from fastpose.models import model_spec, trained
-from fastpose.models.spec import ModelSpec
+from fastpose.models.spec import DetectorSpec, ModelSpec
+
+HALVES = ("rpn", "head")  # of a detector
 
 
-def is_trained(spec: ModelSpec) -> bool:
+def is_trained(spec: ModelSpec | DetectorSpec) -> bool:
     """The model has a graph or weights in `trained/`."""
-    return bool(trained.graph_path(spec.name) or trained.weights_path(spec.name))
+    graphs = (spec.name, f"{spec.name}.{HALVES[0]}")
+    return any(map(trained.graph_path, graphs)) or trained.weights_path(spec.name) is not None
 
 
 def read_spec(weights: Path) -> ModelSpec:
@@ -42,7 +45,7 @@ def read_spec(weights: Path) -> ModelSpec:
     return model_spec(str(card.get("name")))
 
 
-def find_weights(spec: ModelSpec) -> Path | None:
+def find_weights(spec: ModelSpec | DetectorSpec) -> Path | None:
     """The weight file of a registered model; None where it has random weights.
 
     Raises:
@@ -85,7 +88,34 @@ def find_graph(spec: ModelSpec, weights: Path | None = None) -> tuple[Path, str]
     return path, weights_hash
 
 
-def passed(spec: ModelSpec) -> frozenset[str]:
+def find_halves(spec: DetectorSpec, weights: Path | None = None) -> tuple[Path, Path]:
+    """The two ONNX graphs of a registered detector: proposals, and the head.
+
+    Args:
+        spec: of the detector.
+        weights: as in `find_graph`, like the errors.
+    """
+    kept = [trained.graph_path(f"{spec.name}.{half}") for half in HALVES]
+    if weights is None and all(kept):
+        first, second = (path for path in kept if path)
+        _check_halves(spec, first, second)
+        return first, second
+    weights = weights or find_weights(spec)
+    key = _key(spec, file_hash(weights) if weights else "")
+    first, second = (_cache() / f"{spec.name}-{key}.{half}.onnx" for half in HALVES)
+    if not (first.exists() and second.exists()):
+        _export_halves(spec, weights, first, second)
+    return first, second
+
+
+def _check_halves(spec: DetectorSpec, *paths: Path) -> None:
+    hashes = trained.card(spec.name).get("graph_sha256")
+    for half, path in zip(HALVES, paths, strict=True):
+        if not isinstance(hashes, dict) or hashes.get(half) != file_hash(path):
+            raise WeightsError(f"{path}: not the graph that {spec.name}.json describes")
+
+
+def passed(spec: ModelSpec | DetectorSpec) -> frozenset[str]:
     """Low precisions that the card of the trained weights records as accurate enough."""
     if not is_trained(spec):
         return frozenset()
@@ -94,20 +124,33 @@ def passed(spec: ModelSpec) -> frozenset[str]:
 
 
 def _export(spec: ModelSpec, weights: Path | None, path: Path) -> None:
-    if find_spec("torch") is None:
-        raise BackendError(
-            f"{spec.name} has no ONNX graph here and making one needs torch; "
-            "install the extra: fastpose-inference[torch]"
-        )
+    _prepare_export(spec.name, path.parent)
     from fastpose.engines.build import export_onnx, random_network
     from fastpose.models import create
 
     network = random_network(spec.name) if weights is None else create(spec.name, weights=weights)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise EngineError(f"{path.parent}: cannot be made: {error.strerror}") from None
     export_onnx(network, spec, path, half=False)
+
+
+def _export_halves(spec: DetectorSpec, weights: Path | None, proposer: Path, head: Path) -> None:
+    _prepare_export(spec.name, proposer.parent)
+    from fastpose.engines.build import export_detector, random_detector
+    from fastpose.models import create_detector
+
+    network = random_detector(spec.name) if weights is None else create_detector(spec.name, weights)
+    export_detector(network, spec, proposer, head, half=False)
+
+
+def _prepare_export(name: str, folder: Path) -> None:
+    if find_spec("torch") is None:
+        raise BackendError(
+            f"{name} has no ONNX graph here and making one needs torch; "
+            "install the extra: fastpose-inference[torch]"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EngineError(f"{folder}: cannot be made: {error.strerror}") from None
 
 
 def _cache() -> Path:
@@ -115,7 +158,7 @@ def _cache() -> Path:
     return Path(base) / "fastpose"
 
 
-def _key(spec: ModelSpec, weights_hash: str) -> str:
+def _key(spec: ModelSpec | DetectorSpec, weights_hash: str) -> str:
     """Hash of all that the graph follows from: spec, weights, the networks' and exporter's code."""
     folder = Path(str(import_module("fastpose.models").__file__)).parent
     sources = [*sorted(folder.glob("*.py")), Path(__file__).with_name("build.py")]

@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 import torch
 
-from fastpose.engines.build import fold_batch_norm, random_network
-from fastpose.engines.engine import BufferedEngine, Request, cause, choose_precision
+from fastpose.engines.build import (
+    detector_halves,
+    fold_batch_norm,
+    random_detector,
+    random_network,
+)
+from fastpose.engines.engine import (
+    BufferedEngine,
+    Port,
+    Request,
+    cause,
+    check_feeds,
+    choose_precision,
+)
 from fastpose.engines.manifest import Manifest, file_hash
 from fastpose.errors import BackendError, EngineError
-from fastpose.models import create, final_maps
+from fastpose.models import create, create_detector, final_maps
+from fastpose.models.spec import DetectorSpec
 
 TYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 
@@ -62,6 +81,83 @@ class TorchEngine(BufferedEngine):
 
     def _free(self) -> None:
         self._network = None
+
+
+class TorchGraph:
+    """A module in place of an ONNX graph; see `engine.Graph`."""
+
+    def __init__(
+        self,
+        name: str,
+        module: torch.nn.Module,
+        inputs: dict[str, Port],
+        outputs: tuple[str, ...],
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self._name, self._device, self._type = name, device, dtype
+        self._module: torch.nn.Module | None = module.to(
+            device, dtype, memory_format=torch.channels_last
+        )
+        ((self._input, (shape, _)),) = inputs.items()
+        self.inputs = inputs
+        example = np.zeros([side or 1 for side in shape], np.float32)
+        results = self._run(example)
+        self.outputs = {
+            key: (tuple(value.shape), np.dtype(np.float32))
+            for key, value in zip(outputs, results, strict=True)
+        }
+
+    def __call__(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """See `engine.Graph`."""
+        if self._module is None:
+            raise EngineError(f"{self._name}: the graph is closed")
+        check_feeds(self.inputs, feeds)
+        return dict(zip(self.outputs, self._run(feeds[self._input]), strict=True))
+
+    def close(self) -> None:
+        """See `engine.Graph`."""
+        self._module = None
+
+    def _run(self, array: npt.NDArray[Any]) -> list[npt.NDArray[np.float32]]:
+        assert self._module is not None, "closed graphs do not come here"
+        given = torch.from_numpy(np.ascontiguousarray(array)).to(
+            self._device, self._type, memory_format=torch.channels_last
+        )
+        try:
+            with torch.inference_mode():
+                results = self._module(given)
+        except RuntimeError as error:
+            raise EngineError(f"{self._name}: torch: {cause(error)}") from None
+        return [result.float().cpu().contiguous().numpy() for result in results]
+
+
+def open_torch_halves(
+    spec: DetectorSpec, weights: Path | None, device: str, precision: str, threads: int | None
+) -> tuple[TorchGraph, TorchGraph]:
+    """The two halves of a detector as modules, with random weights for None.
+
+    Raises:
+        BackendError: torch has no such device, or does not compute in `precision` there.
+        WeightsError: the file is missing, damaged, or of another network.
+    """
+    place = _device(device)
+    if precision not in _offered(place):
+        raise BackendError(f"precision {precision!r} cannot run in torch on {place}")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    network = random_detector(spec.name) if weights is None else create_detector(spec.name, weights)
+    first, second = detector_halves(network, spec)
+    image: Port = ((1, 3, *spec.size), np.dtype(np.float32))
+    windows: Port = ((spec.batch, spec.width, spec.pool, spec.pool), np.dtype(np.float32))
+    levels = (f"p{level}" for level in range(spec.pooled))
+    kind = TYPES[precision]
+    return (
+        TorchGraph(
+            spec.name, first, {"image": image}, (*levels, "objectness", "deltas"), place, kind
+        ),
+        TorchGraph(spec.name, second, {"windows": windows}, ("logits", "deltas"), place, kind),
+    )
 
 
 def _device(name: str) -> torch.device:
