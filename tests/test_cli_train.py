@@ -23,7 +23,7 @@ def test_a_device_that_is_not_there(device, tmp_path, capsys):
 
 
 def test_a_folder_that_cannot_be_made(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("fastpose.datasets.open_data", lambda *_, **__: None)
+    monkeypatch.setattr("fastpose.datasets.open_poses", lambda *_, **__: None)
     (tmp_path / "file").write_text("")
     line = refused(tmp_path, capsys, "--device", "cpu", "--out", str(tmp_path / "file" / "out"))
     assert f"{tmp_path / 'file' / 'out'}: expected a folder to write to" in line

@@ -7,29 +7,42 @@ import json
 import re
 import shlex
 import sys
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastpose.cli.options import positive
 from fastpose.cli.progress import Progress
+from fastpose.datasets import BoxData, PoseData
+from fastpose.errors import DataError, WeightsError
+from fastpose.models.spec import DetectorSpec, ModelSpec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from fastpose.train.loop import Task
 
 Schedule = tuple[tuple[tuple[int, int], int], ...]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the verb."""
-    parser.add_argument("model", help="a name that `fastpose models` lists")
+    parser.add_argument("model", help="a pose network or detector that `fastpose models` lists")
     parser.add_argument(
         "--data",
         action="append",
         required=True,
         metavar="KIND:PATH",
-        help="training set: lsp:DIR or lspet:DIR; give several, or one twice to count it twice",
+        help="training set: lsp:DIR or lspet:DIR, for a detector also boxes:DIR; give several, or "
+        "one twice to count it twice. A detector sees each set equally often",
     )
     parser.add_argument(
         "--val",
+        action="append",
+        default=[],
         metavar="KIND:PATH",
-        help="set to measure the result on; without it the card has no accuracy",
+        help="set to measure the result on, for a detector also several; without it the card has "
+        "no accuracy",
     )
     parser.add_argument(
         "--out",
@@ -39,17 +52,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="checkpoint, log and final weights; a run that was broken off there goes on",
     )
     parser.add_argument(
+        "--start",
+        metavar="NAME|FILE",
+        help="trained weights to start from: of the same network or, for a detector, of a pose "
+        "network with the same trunk (default: random)",
+    )
+    parser.add_argument(
         "--schedule",
         type=_schedule,
-        default=_schedule("128x96:26,192x160:12"),
         metavar="HxW:EPOCHS,...",
-        help="window sizes in turn (default: 128x96:26,192x160:12)",
+        help="input sizes in turn (default: 128x96:26,192x160:12 for a pose network, the "
+        "detector's own size for 16 epochs)",
     )
     parser.add_argument(
-        "--batch", type=positive, default=32, metavar="N", help="samples a step (default: 32)"
+        "--batch", type=positive, metavar="N", help="samples a step (default: 32; detectors 8)"
     )
     parser.add_argument(
-        "--rate", type=float, default=2e-3, help="peak of the learning rate (default: 0.002)"
+        "--rate", type=float, help="peak of the learning rate (default: 0.002; detectors 0.001)"
+    )
+    parser.add_argument(
+        "--samples", type=positive, metavar="N", help="detectors: views of an epoch (default: 4000)"
+    )
+    parser.add_argument(
+        "--teacher",
+        metavar="FILE.onnx",
+        help="detectors: finds the people of lsp and lspet pictures, whose boxes nobody marked",
     )
     parser.add_argument(
         "--seed",
@@ -69,50 +96,148 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, measure, and write the weights with their card."""
-    from fastpose.models import model_spec
+    from fastpose.models import DEFAULT_DETECTOR, DETECTORS, detector_spec, model_spec
 
-    spec = model_spec(args.model)
+    if args.model == "default-detector":
+        args.model = DEFAULT_DETECTOR
+    spec = detector_spec(args.model) if args.model in DETECTORS else model_spec(args.model)
     torch = _torch()
-    from fastpose.datasets import open_data
-    from fastpose.sinks.files import make_folder
-    from fastpose.train.data import TrainingSet
-    from fastpose.train.loop import Recipe, fit
-    from fastpose.train.release import release
-
     if args.threads:
         torch.set_num_threads(args.threads)
     device = _device(torch, args.device)
-    recipe = Recipe(
-        schedule=args.schedule,
-        batch=args.batch,
-        rate=args.rate,
-        bf16=args.precision == "bf16",
-        seed=args.seed,
-    )
-    sets = [open_data(text, split="train") for text in args.data]
-    validation = open_data(args.val, split="test") if args.val else None
+    if isinstance(spec, ModelSpec):
+        card = _train_pose(args, spec, device)
+    else:
+        card = _train_detector(args, spec, device)
+    if args.json:
+        print(json.dumps(card))
+    return 0
+
+
+def _train_pose(args: argparse.Namespace, spec: ModelSpec, device: str) -> dict[str, Any]:
+    from fastpose.datasets import open_poses
+    from fastpose.sinks.files import make_folder
+    from fastpose.train.data import TrainingSet
+    from fastpose.train.release import release
+    from fastpose.train.tasks import PoseRecipe, PoseTask
+
+    _refuse(args, spec, "--samples", "--teacher")
+    if len(args.val) > 1:
+        raise DataError(f"{spec.name} is measured on one set, got {len(args.val)} of --val")
+    sets = [open_poses(text, split="train") for text in args.data]
+    validation = open_poses(args.val[0], split="test") if args.val else None
+    recipe = PoseRecipe(**_recipe(args, _schedule("128x96:26,192x160:12")))
     make_folder(args.out)
-    progress = Progress(spec.name, recipe.epochs, unit="epochs")
+    task = PoseTask(spec, TrainingSet(sets), recipe, _start(args.start))
+    network = _fit(args, task, device)
+    return release(
+        network,
+        spec,
+        args.out,
+        sets=sets,
+        recipe=recipe,
+        command=_command(),
+        validation=validation,
+    )
+
+
+def _train_detector(args: argparse.Namespace, spec: DetectorSpec, device: str) -> dict[str, Any]:
+    from fastpose.datasets import open_boxes, open_data
+    from fastpose.models.fpn import FPNDetector
+    from fastpose.sinks.files import make_folder
+    from fastpose.train.release import release_detector
+    from fastpose.train.scenes import SceneSet
+    from fastpose.train.tasks import DetectorRecipe, DetectorTask
+
+    recipe = DetectorRecipe(**_recipe(args, ((spec.size, 16),)))
+    read = {text: open_data(text, split="train") for text in dict.fromkeys(args.data)}
+    validation = [(Path(text).name, open_boxes(text, split="val")) for text in args.val]
+    make_folder(args.out)
+    boxed = {text: _boxes(args, data) for text, data in read.items()}
+    sets = [boxed[text] for text in args.data]
+    task = DetectorTask(spec, SceneSet(sets), recipe, _start(args.start))
+    network = _fit(args, task, device)
+    assert isinstance(network, FPNDetector), "made by the task"
+    taught = sorted({data.name for data in read.values() if isinstance(data, PoseData)})
+    return release_detector(
+        network,
+        spec,
+        args.out,
+        sets=sets,
+        recipe=recipe,
+        command=_command(),
+        notes=f"People of {' and '.join(taught)} beside the annotated one were labelled by "
+        f"{Path(args.teacher).name}, and boxes round the annotated one taken from it where it "
+        "agrees with the joints."
+        if taught
+        else "",
+        validation=validation,
+    )
+
+
+def _boxes(args: argparse.Namespace, data: PoseData | BoxData) -> BoxData:
+    """The set itself, or what the teacher sees in it."""
+    from fastpose.detect import open_detector
+    from fastpose.train.teach import DOUBTFUL, teach_boxes
+
+    if isinstance(data, BoxData):
+        return data
+    if not args.teacher:
+        raise DataError(f"{data.name} has no boxes of all its people; give --teacher FILE.onnx")
+    with closing(open_detector(args.teacher, score=DOUBTFUL, threads=args.threads)) as teacher:
+        progress = Progress(data.name, len(data), unit="pictures")
+        taught = teach_boxes(data, teacher, lambda count: progress.step(count=count))
+        progress.finish()
+    return taught
+
+
+def _fit(args: argparse.Namespace, task: Task, device: str) -> nn.Module:
+    from fastpose.train.loop import fit
+
+    progress = Progress(task.name, task.recipe.epochs, unit="epochs")
 
     def report(row: dict[str, Any]) -> None:
         if not progress.done:
             progress.resume(row["epoch"] - 1)
         progress.step(f"loss {row['loss']:.5f}")
 
-    network = fit(spec, TrainingSet(sets), recipe, args.out, device=device, report=report)
+    network = fit(task, args.out, device=device, report=report)
     progress.finish()
-    card = release(
-        network.cpu(),
-        spec,
-        args.out,
-        sets=sets,
-        recipe=recipe,
-        command=shlex.join(["fastpose", *_words()]),
-        validation=validation,
-    )
-    if args.json:
-        print(json.dumps(card))
-    return 0
+    return network.cpu()
+
+
+def _recipe(args: argparse.Namespace, schedule: Schedule) -> dict[str, Any]:
+    """The fields of a recipe that the command line sets."""
+    asked = {"batch": args.batch, "rate": args.rate, "samples": args.samples}
+    return {
+        "schedule": args.schedule or schedule,
+        "bf16": args.precision == "bf16",
+        "seed": args.seed,
+        **{name: value for name, value in asked.items() if value is not None},
+    }
+
+
+def _refuse(args: argparse.Namespace, spec: ModelSpec, *options: str) -> None:
+    for option in options:
+        if getattr(args, option.strip("-")) is not None:
+            raise DataError(f"{option} is for detectors, {spec.name} is a pose network")
+
+
+def _start(text: str | None) -> Path | None:
+    """The weight file that a name or a path stands for."""
+    from fastpose.models import DETECTORS, MODELS
+    from fastpose.models.trained import weights_path
+
+    if text is None or text not in (*MODELS, *DETECTORS):
+        return None if text is None else Path(text)
+    path = weights_path(text)
+    if path is None:
+        raise WeightsError(f"{text} has no trained weights here")
+    return path
+
+
+def _command() -> str:
+    return shlex.join(["fastpose", *_words()])
 
 
 def _torch() -> Any:

@@ -7,6 +7,7 @@ import queue
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ from fastpose.geometry import apply, invert, points_to_boxes
 
 MIN_LABELLED = 6  # a sample with fewer labelled joints teaches more wrong than right
 HALF_BODY_LABELLED = 3
+Item = TypeVar("Item")
 AHEAD = 4  # batches prepared while one is trained on
 
 
@@ -86,7 +88,7 @@ class TrainingSet:
         images = np.empty((len(indices), 3, *window.size), np.float32)
         for row, i in enumerate(indices):
             crop_affines(self.images[i], affines[row : row + 1], window, out=images[row : row + 1])
-        _recolour(images, window, augmentation, rng)
+        recolour(images, window, augmentation.gain, augmentation.grey, rng)
         return Batch(images, joints.astype(np.float32), visibility.astype(np.float32))
 
     def _boxes(
@@ -117,15 +119,17 @@ def batches(
     augmentation: Augmentation,
     rng: np.random.Generator,
 ) -> Iterator[Batch]:
-    """One epoch in random order, prepared by a thread; the last short batch is left out.
-
-    An error in the thread is raised in the caller.
-    """
+    """One epoch in random order; the last short batch is left out."""
     order = rng.permutation(len(data))[: len(data) // size * size].reshape(-1, size)
-    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(AHEAD)
+    return prepared(data.batch(indices, window, augmentation, rng) for indices in order)
+
+
+def prepared(items: Iterator[Item]) -> Iterator[Item]:
+    """The items, made ahead by a thread; an error in it is raised in the caller."""
+    ready: queue.Queue[Item | BaseException | None] = queue.Queue(AHEAD)
     stop = threading.Event()
 
-    def offer(item: Batch | BaseException | None) -> None:
+    def offer(item: Item | BaseException | None) -> None:
         while not stop.is_set():
             try:
                 ready.put(item, timeout=0.1)
@@ -135,10 +139,10 @@ def batches(
 
     def prepare() -> None:
         try:
-            for indices in order:
+            for item in items:
                 if stop.is_set():
                     return
-                offer(data.batch(indices, window, augmentation, rng))
+                offer(item)
             offer(None)
         except BaseException as error:  # the caller must learn of it, whatever it is
             offer(error)
@@ -155,19 +159,28 @@ def batches(
         thread.join()
 
 
-def _recolour(
+def recolour(
     images: npt.NDArray[np.float32],
     window: Window,
-    augmentation: Augmentation,
+    gain: float,
+    grey: float,
     rng: np.random.Generator,
 ) -> None:
-    """Random channel gains and pictures without colour, in place, on normalised values."""
+    """Random channel gains and pictures without colour, in place, on normalised values.
+
+    Args:
+        images: [N, 3, h, w].
+        window: how they were normalised.
+        gain: each channel is multiplied by a number from 1 - gain to 1 + gain.
+        grey: share of pictures that lose their colour.
+        rng: decides.
+    """
     n = len(images)
     mean = np.array(window.mean, np.float32)[:, None, None]
     std = np.array(window.std, np.float32)[:, None, None]
-    gain = rng.uniform(1 - augmentation.gain, 1 + augmentation.gain, (n, 3, 1, 1))
-    images *= gain.astype(np.float32)
-    images += ((gain - 1) * mean / std).astype(np.float32)
-    for i in np.flatnonzero(rng.random(n) < augmentation.grey):
+    gains = rng.uniform(1 - gain, 1 + gain, (n, 3, 1, 1))
+    images *= gains.astype(np.float32)
+    images += ((gains - 1) * mean / std).astype(np.float32)
+    for i in np.flatnonzero(rng.random(n) < grey):
         images[i] = images[i].mean(axis=0)
     np.clip(images, (0 - mean) / std, (255 - mean) / std, out=images)

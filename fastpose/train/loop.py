@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from fastpose.crop import Augmentation
-from fastpose.errors import DataError, ModelError, WeightsError
-from fastpose.models import create
-from fastpose.models.spec import ModelSpec
-from fastpose.train.data import Batch, TrainingSet, batches
-from fastpose.train.objective import objective
+from fastpose.errors import ModelError, WeightsError
 
 CHECKPOINT = "last.pt"
 
@@ -29,16 +25,14 @@ class Recipe:
     """What decides the outcome of a training run, apart from its data.
 
     Attributes:
-        schedule: ((h, w), epochs) in turn: small windows first, since most is learnt there at a
+        schedule: ((h, w), epochs) in turn: small inputs first, since most is learnt there at a
             fraction of the cost, then the size the network is used at.
         batch: samples a step.
         rate: peak learning rate of AdamW; 5 % linear warm-up, then a cosine to 1 % of it.
-        decay: weight decay, on convolution kernels alone.
+        decay: weight decay, on the kernels alone.
         ema: share of the old averaged weights kept each step, once warmed up.
-        hard: M of online hard keypoint mining.
         bf16: the forward pass runs in bfloat16 under autocast.
         seed: of weights, order and views.
-        augmentation: the ranges of the random views.
     """
 
     schedule: tuple[tuple[tuple[int, int], int], ...]
@@ -46,10 +40,8 @@ class Recipe:
     rate: float = 2e-3
     decay: float = 0.02
     ema: float = 0.9995
-    hard: int = 8
     bf16: bool = True
     seed: int = 0
-    augmentation: Augmentation = field(default_factory=Augmentation)
 
     @property
     def epochs(self) -> int:
@@ -72,10 +64,38 @@ class Recipe:
         return self.rate * (0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2)
 
 
+class Task(Protocol):
+    """What is trained, on what, and how it is judged.
+
+    Attributes:
+        name: of the network.
+        recipe: how.
+        steps: of an epoch.
+    """
+
+    name: str
+    steps: int
+
+    @property
+    def recipe(self) -> Recipe: ...
+
+    def network(self) -> nn.Module:
+        """The network as training starts."""
+
+    def batches(self, size: tuple[int, int], epoch: int) -> Iterator[Any]:
+        """The `steps` batches of an epoch, the same whenever they are asked for.
+
+        Args:
+            size: (h, w) of the inputs.
+            epoch: from 0.
+        """
+
+    def loss(self, network: nn.Module, batch: Any, device: str) -> Tensor:
+        """How far the network, in training mode, is from right on a batch."""
+
+
 def fit(
-    spec: ModelSpec,
-    data: TrainingSet,
-    recipe: Recipe,
+    task: Task,
     folder: Path,
     *,
     device: str = "cpu",
@@ -85,9 +105,7 @@ def fit(
     """Train a network; go on where `folder` was left, if it was.
 
     Args:
-        spec: the network.
-        data: its training samples.
-        recipe: how.
+        task: the network, its data and its recipe.
         folder: holds `last.pt`, rewritten after each epoch, and `log.jsonl`, a line an epoch.
         device: "cpu" or "cuda".
         report: called with each line of the log.
@@ -97,29 +115,18 @@ def fit(
         The averaged network, in eval mode.
 
     Raises:
-        ModelError: the data's joints are not the network's, or `folder` holds a run of another
-            model or recipe.
-        DataError: the data does not fill one batch.
+        ModelError: `folder` holds a run of another model or recipe.
         WeightsError: its checkpoint is damaged.
     """
-    if data.skeleton != spec.joints:
-        raise ModelError(
-            f"{spec.name} has the joints {spec.skeleton}, the data has {data.skeleton.name}"
-        )
-    if len(data) < recipe.batch:
-        raise DataError(f"{len(data)} samples do not fill one batch of {recipe.batch}")
     folder.mkdir(parents=True, exist_ok=True)
+    recipe = task.recipe
     torch.manual_seed(recipe.seed)
-    run = _Run(spec, recipe, device, steps=len(data) // recipe.batch * recipe.epochs)
+    run = _Run(task, device)
     run.resume(folder / CHECKPOINT)
     for epoch in range(run.epoch, recipe.epochs):
         start = time.monotonic()
         size = recipe.size_at(epoch)
-        window = replace(spec.window, size=size)
-        rng = np.random.default_rng((recipe.seed, epoch))
-        losses = []
-        for batch in batches(data, window, recipe.batch, recipe.augmentation, rng):
-            losses.append(run.step(batch, size))
+        losses = [run.step(batch) for batch in task.batches(size, epoch)]
         run.epoch = epoch + 1
         run.save(folder / CHECKPOINT)
         row = {
@@ -139,34 +146,26 @@ def fit(
 class _Run:
     """Everything that a checkpoint holds."""
 
-    def __init__(self, spec: ModelSpec, recipe: Recipe, device: str, steps: int) -> None:
-        self.spec, self.recipe, self.device, self.steps = spec, recipe, device, steps
-        self.loss = objective(spec, recipe.hard)
+    def __init__(self, task: Task, device: str) -> None:
+        self.task, self.recipe, self.device = task, task.recipe, device
+        self.steps = task.steps * task.recipe.epochs
         layout = torch.channels_last
-        self.network = create(spec.name).to(device, memory_format=layout).train()
-        self.average = create(spec.name).to(device, memory_format=layout)
-        self.average.load_state_dict(self.network.state_dict())
+        self.network = task.network().to(device, memory_format=layout).train()
+        self.average = copy.deepcopy(self.network)
         kernels = [p for p in self.network.parameters() if p.ndim > 1]
         others = [p for p in self.network.parameters() if p.ndim <= 1]
         self.optimizer = torch.optim.AdamW(
-            [{"params": kernels, "weight_decay": recipe.decay}, {"params": others}],
-            lr=recipe.rate,
+            [{"params": kernels, "weight_decay": self.recipe.decay}, {"params": others}],
+            lr=self.recipe.rate,
             weight_decay=0.0,
         )
         self.epoch = self.done = 0
 
-    def step(self, batch: Batch, size: tuple[int, int]) -> float:
-        """One step on a `Batch`; returns its loss."""
+    def step(self, batch: Any) -> float:
+        """One step; returns its loss."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.rate_at(self.done / self.steps)
-        images = torch.from_numpy(batch.images).to(self.device)
-        images = images.contiguous(memory_format=torch.channels_last)
-        kind = torch.device(self.device).type
-        with torch.autocast(kind, torch.bfloat16, enabled=self.recipe.bf16):
-            output = self.network(images)
-        joints = torch.from_numpy(batch.joints).to(self.device)
-        visibility = torch.from_numpy(batch.visibility).to(self.device)
-        loss = self.loss(output, joints, visibility, size)
+        loss = self.task.loss(self.network, batch, self.device)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
@@ -217,4 +216,4 @@ class _Run:
         self.epoch, self.done = state["epoch"], state["done"]
 
     def _identity(self) -> str:
-        return json.dumps([self.spec.name, asdict(self.recipe), self.steps], sort_keys=True)
+        return json.dumps([self.task.name, asdict(self.recipe), self.steps], sort_keys=True)

@@ -15,16 +15,19 @@ from torch import nn
 
 from fastpose import __version__
 from fastpose.crop import crop_people
-from fastpose.datasets import TERMS, PoseData, read_image
-from fastpose.engines import Engine, open_network
-from fastpose.engines.build import export_onnx
+from fastpose.datasets import TERMS, BoxData, PoseData, read_image
+from fastpose.detect.fpn import TwoStageDetector
+from fastpose.engines import Engine, open_graph, open_network
+from fastpose.engines.build import export_detector, export_onnx
 from fastpose.engines.manifest import file_hash
-from fastpose.engines.verify import measure_shift
+from fastpose.engines.source import HALVES
+from fastpose.engines.verify import LOSS_LIMIT, measure_shift
 from fastpose.errors import BackendError
-from fastpose.evaluate import evaluate_model
+from fastpose.evaluate import FLOOR, evaluate_detector, evaluate_model
 from fastpose.geometry import frame_box
-from fastpose.models import create
-from fastpose.models.spec import ModelSpec
+from fastpose.models import create, create_detector
+from fastpose.models.fpn import FPNDetector
+from fastpose.models.spec import DetectorSpec, ModelSpec
 from fastpose.models.weights import save_weights
 from fastpose.train.loop import Recipe
 
@@ -62,8 +65,65 @@ def release(
     weights, graph = folder / f"{spec.name}.safetensors", folder / f"{spec.name}.onnx"
     save_weights(network.state_dict(), weights)
     export_onnx(create(spec.name, weights), spec, graph)
-    card: dict[str, Any] = {
+    card = _card("pose", spec, sets, recipe, command, weights)
+    card["graph_sha256"] = file_hash(graph)
+    if validation is not None:
+        card |= _measure(graph, weights, spec, validation)
+    _write(card, folder)
+    return card
+
+
+def release_detector(
+    network: FPNDetector,
+    spec: DetectorSpec,
+    folder: Path,
+    *,
+    sets: Sequence[BoxData],
+    recipe: Recipe,
+    command: str,
+    notes: str = "",
+    validation: Sequence[tuple[str, BoxData]] = (),
+) -> dict[str, Any]:
+    """Write a detector's weights, its two graphs `<name>.rpn.onnx` and `<name>.head.onnx`, a card.
+
+    Args:
+        network: as in `release`.
+        spec: as there.
+        folder: as there.
+        sets: as there.
+        recipe: as there.
+        command: as there.
+        notes: what else a user must know of the labels.
+        validation: name and pictures of each set that it is measured on.
+
+    Returns:
+        The card.
+    """
+    weights = folder / f"{spec.name}.safetensors"
+    graphs = {half: folder / f"{spec.name}.{half}.onnx" for half in HALVES}
+    save_weights(network.state_dict(), weights)
+    export_detector(create_detector(spec.name, weights), spec, graphs["rpn"], graphs["head"])
+    card = _card("detector", spec, sets, recipe, command, weights)
+    card["graph_sha256"] = {half: file_hash(path) for half, path in graphs.items()}
+    if notes:
+        card["notes"] = notes
+    if validation:
+        card |= _measure_detector(graphs, spec, validation)
+    _write(card, folder)
+    return card
+
+
+def _card(
+    kind: str,
+    spec: ModelSpec | DetectorSpec,
+    sets: Sequence[PoseData | BoxData],
+    recipe: Recipe,
+    command: str,
+    weights: Path,
+) -> dict[str, Any]:
+    return {
         "name": spec.name,
+        "kind": kind,
         "spec": spec.to_dict(),
         "data": [{"kind": s.name, "samples": len(s), "terms": TERMS[s.name]} for s in sets],
         "terms": "trained on research data: "
@@ -73,13 +133,49 @@ def release(
         "version": __version__,
         "commit": _commit(),
         "weights_sha256": file_hash(weights),
-        "graph_sha256": file_hash(graph),
     }
-    if validation is not None:
-        card |= _measure(graph, weights, spec, validation)
-    path = folder / f"{spec.name}.json"
-    path.write_text(json.dumps(card, indent=1) + "\n")
-    return card
+
+
+def _write(card: dict[str, Any], folder: Path) -> None:
+    (folder / f"{card['name']}.json").write_text(json.dumps(card, indent=1) + "\n")
+
+
+def _measure_detector(
+    graphs: dict[str, Path], spec: DetectorSpec, validation: Sequence[tuple[str, BoxData]]
+) -> dict[str, Any]:
+    """Accuracy of every engine that runs here; a low precision passes by its loss of det_ap50."""
+    figures: dict[str, dict[str, Any]] = {}
+    low: dict[str, Any] = {}
+    for kind, precision in ((k, p) for k in KINDS for p in ("f32", LOW)):
+        try:
+            halves = [open_graph(g, kind=kind, precision=precision) for g in graphs.values()]
+        except BackendError:
+            continue  # this machine or this runtime does not compute in it
+        detector = TwoStageDetector(spec, *halves, score=FLOOR)
+        name = f"{kind} {precision}"
+        figures[name] = {
+            label: evaluate_detector(detector, data).to_dict() for label, data in validation
+        }
+        detector.close()
+        if precision == LOW:
+            exact = figures[f"{kind} f32"]
+            loss = max(exact[k]["det_ap50"] - v["det_ap50"] for k, v in figures[name].items())
+            low[precision] = {
+                "engine": kind,
+                "loss": round(100 * loss, 3),
+                "passed": 100 * loss <= LOSS_LIMIT[LOW],
+            }
+    return {
+        "accuracy": {
+            f"{metric} {label}": value
+            for label, found in figures["openvino f32"].items()
+            for metric, value in found.items()
+            if metric in ("det_ap50", "recall")
+        },
+        "measured_on": [{"set": label, "images": len(data)} for label, data in validation],
+        "engines": figures,
+        "low_precision": low,
+    }
 
 
 def _measure(graph: Path, weights: Path, spec: ModelSpec, data: PoseData) -> dict[str, Any]:

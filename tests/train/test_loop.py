@@ -15,9 +15,10 @@ from fastpose.errors import DataError, ModelError, WeightsError  # noqa: E402
 from fastpose.models import create, model_spec  # noqa: E402
 from fastpose.skeleton import COCO17, LSP14, MPII16  # noqa: E402
 from fastpose.train.data import TrainingSet, batches  # noqa: E402
-from fastpose.train.loop import Recipe, fit  # noqa: E402
+from fastpose.train.loop import fit  # noqa: E402
 from fastpose.train.losses import cpn_loss  # noqa: E402
 from fastpose.train.targets import cascade_targets, megvii_targets  # noqa: E402
+from fastpose.train.tasks import PoseRecipe, PoseTask  # noqa: E402
 
 SPEC = model_spec("cpn-light")
 SMALL = replace(SPEC.window, size=(64, 64))
@@ -43,7 +44,7 @@ def drawn_people(folder, count=8, labelled=14):
 
 def recipe(**changes):
     return replace(
-        Recipe(schedule=(((64, 64), 2),), batch=4, bf16=False, augmentation=STILL), **changes
+        PoseRecipe(schedule=(((64, 64), 2),), batch=4, bf16=False, augmentation=STILL), **changes
     )
 
 
@@ -163,7 +164,7 @@ def test_schedule_and_rate():
 def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(tmp_path):
     data = TrainingSet([drawn_people(tmp_path)])
     torch.set_num_threads(1)
-    whole = fit(SPEC, data, recipe(), tmp_path / "whole")
+    whole = fit(PoseTask(SPEC, data, recipe()), tmp_path / "whole")
 
     class CutError(Exception):
         pass
@@ -172,8 +173,8 @@ def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(tmp_path):
         raise CutError
 
     with pytest.raises(CutError):
-        fit(SPEC, data, recipe(), tmp_path / "cut", report=cut)
-    resumed = fit(SPEC, data, recipe(), tmp_path / "cut")
+        fit(PoseTask(SPEC, data, recipe()), tmp_path / "cut", report=cut)
+    resumed = fit(PoseTask(SPEC, data, recipe()), tmp_path / "cut")
     for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0, msg=name)
     lines = (tmp_path / "cut" / "log.jsonl").read_text().splitlines()
@@ -184,9 +185,7 @@ def test_loss_falls_and_validation_is_logged(tmp_path):
     data = TrainingSet([drawn_people(tmp_path)])
     rows = []
     fit(
-        SPEC,
-        data,
-        recipe(schedule=(((64, 64), 5),)),
+        PoseTask(SPEC, data, recipe(schedule=(((64, 64), 5),))),
         tmp_path / "run",
         report=rows.append,
         validate=lambda network: {"mode": float(network.training)},
@@ -226,7 +225,7 @@ def test_a_published_network_is_trained_for_its_published_loss(tmp_path, name):
     data = TrainingSet([coco_people(tmp_path)])
     rows = []
     once = recipe(schedule=((spec.size, 1),), batch=2)
-    fit(spec, data, once, tmp_path / "run", report=rows.append)
+    fit(PoseTask(spec, data, once), tmp_path / "run", report=rows.append)
     torch.manual_seed(once.seed)
     network = create(name).to(memory_format=torch.channels_last).train()
     batch = next(batches(data, spec.window, 2, STILL, np.random.default_rng((once.seed, 0))))
@@ -242,32 +241,33 @@ def test_a_published_network_keeps_its_size(tmp_path):
     data = TrainingSet([coco_people(tmp_path)])
     small = recipe(schedule=(((64, 64), 1),), batch=2)
     with pytest.raises(ModelError, match="cpn50 is trained at 256x192, got 64x64"):
-        fit(model_spec("cpn50"), data, small, tmp_path / "run")
+        fit(PoseTask(model_spec("cpn50"), data, small), tmp_path / "run")
 
 
 def test_a_model_of_other_joints_is_refused(tmp_path):
     data = TrainingSet([drawn_people(tmp_path)])
     with pytest.raises(ModelError, match="cpn50 has the joints coco17, the data has lsp14"):
-        fit(model_spec("cpn50"), data, recipe(), tmp_path / "run")
+        fit(PoseTask(model_spec("cpn50"), data, recipe()), tmp_path / "run")
 
 
 def test_data_that_do_not_fill_a_batch_are_refused(tmp_path):
     data = TrainingSet([drawn_people(tmp_path)])
     with pytest.raises(DataError, match=f"{len(data)} samples do not fill one batch of 100"):
-        fit(SPEC, data, recipe(batch=100), tmp_path / "run")
+        fit(PoseTask(SPEC, data, recipe(batch=100)), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_of_another_recipe_and_a_damaged_checkpoint_are_refused(tmp_path):
     data = TrainingSet([drawn_people(tmp_path)])
-    fit(SPEC, data, recipe(schedule=(((64, 64), 1),)), tmp_path / "run")
+    once = recipe(schedule=(((64, 64), 1),))
+    fit(PoseTask(SPEC, data, once), tmp_path / "run")
     with pytest.raises(ModelError, match="another model or recipe"):
-        fit(SPEC, data, recipe(schedule=(((64, 64), 1),), seed=4), tmp_path / "run")
+        fit(PoseTask(SPEC, data, replace(once, seed=4)), tmp_path / "run")
     checkpoint = tmp_path / "run" / "last.pt"
     whole = checkpoint.read_bytes()
     torch.save({"state_dict": {}}, checkpoint)
     with pytest.raises(WeightsError, match="not a checkpoint of a training run"):
-        fit(SPEC, data, recipe(schedule=(((64, 64), 1),)), tmp_path / "run")
+        fit(PoseTask(SPEC, data, once), tmp_path / "run")
     checkpoint.write_bytes(whole[:1000])
     with pytest.raises(WeightsError, match="not a readable checkpoint"):
-        fit(SPEC, data, recipe(schedule=(((64, 64), 1),)), tmp_path / "run")
+        fit(PoseTask(SPEC, data, once), tmp_path / "run")
