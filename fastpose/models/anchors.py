@@ -69,7 +69,9 @@ def decode(deltas: Floats, references: Floats, weights: tuple[float, ...] = RPN_
 
 
 def _split(boxes: Floats) -> tuple[Floats, Floats]:
-    return (boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]
+    """Centres and sides."""
+    centre: Floats = (boxes[..., :2] + boxes[..., 2:]) / np.float32(2)
+    return centre, boxes[..., 2:] - boxes[..., :2]
 
 
 def clip(boxes: Floats, size: tuple[int, int]) -> Floats:
