@@ -128,6 +128,14 @@ def test_the_original_layout_of_coco(tmp_path):
     assert sample.image == tmp_path / "val2017" / "1.jpg"
 
 
+def test_a_single_file_has_one_split(tmp_path):
+    write_boxes(tmp_path, [picture(1)], [annotation(1, (0, 0, 5, 5))], split="clip")
+    for split in ("train", "val"):
+        data = open_boxes(f"boxes:{tmp_path / 'clip.json'}", split)
+        assert data.split == "clip"
+        assert data.samples[0].image == tmp_path / "images" / "1.jpg"
+
+
 def test_a_picture_that_is_listed_but_not_there_is_named(tmp_path):
     write_boxes(tmp_path, [picture(1), picture(2)], [])
     (tmp_path / "images" / "2.jpg").unlink()

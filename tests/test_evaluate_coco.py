@@ -127,7 +127,7 @@ def test_the_first_pictures_alone(two):
 
 def test_the_callers_rows_stay_as_they_are(two):
     rows = as_results(5, two.truth, [0.8, 0.7])
-    rows[1]["bbox"] = [0, 0, 5, 5]  # the other has none
+    rows[0]["bbox"] = [0, 0, 5, 5]  # the other has none
     copy = json.loads(json.dumps(rows))
     assert evaluate_results(two.data, rows).metrics["ap"] == 1
     assert rows == copy

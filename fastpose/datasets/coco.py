@@ -25,14 +25,16 @@ def read_box_data(folder: Path, split: str, *, names: Sequence[str] | None = (PE
     """Pictures with boxes: `folder`/{train,val,test}.json, pictures in `folder`/images.
 
     Or COCO's original layout: annotations/instances_{train,val}2017.json, pictures in
-    {train,val}2017. "test" is the file of that name where there is one, else "val".
+    {train,val}2017. "test" is the file of that name where there is one, else "val". A single
+    annotation file in place of the folder has one split; its pictures are looked for as
+    `read_coco_people` does.
 
     A box that reaches over the border is cut off there. Boxes without area, and boxes wholly
     outside of their picture, are left out and counted. Crowds (`iscrowd`) and difficult objects
     (`difficult`, as in PASCAL VOC) are kept as ignored.
 
     Args:
-        folder: of the set.
+        folder: of the set, or an annotation file.
         split: "train", "val" or "test".
         names: the categories to read, which become the classes in this order; None reads all, in
             the order of their numbers.
@@ -320,6 +322,8 @@ def existing(image: Path, annotations: Path) -> Path:
 
 def _box_files(folder: Path, split: str) -> tuple[Path, Path, str]:
     """The annotation file, the folder of its pictures, and the split they are."""
+    if folder.is_file():
+        return folder, _images_beside(folder), folder.stem
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
     splits = {"train": ["train"], "val": ["val"], "test": ["test", "val"]}.get(split)
