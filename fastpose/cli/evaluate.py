@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         metavar="MODEL",
         help="a name that `fastpose models` lists, 'default', or a built engine's file; for "
-        f"boxes: data {DETECTOR} or a detector's FILE.onnx",
+        f"boxes: data {DETECTOR}, another of the listed detectors, or a detector's FILE.onnx",
     )
     what.add_argument(
         "--predictions",
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KIND:PATH",
         help="lsp:DIR and lspet:DIR give pck@0.2, mpii:FILE pckh@0.5, flic:FILE pck@0.2 with elbow "
         "and wrist (all in percent); coco:ANNOTATIONS.json gives ap of poses, boxes:DIR det_ap50, "
-        "det_ap and recall of boxes (all from 0 to 1)",
+        "det_ap and recall of boxes (all from 0 to 1); boxes:FILE.json is one annotation file",
     )
     parser.add_argument(
         "--split",
@@ -204,13 +204,10 @@ def _boxes(args: argparse.Namespace, data: CocoData) -> list[Boxes]:
 
 
 def _measure_detector(args: argparse.Namespace, data: BoxData) -> Measured:
-    from fastpose.errors import BackendError
     from fastpose.evaluate import evaluate_detector
 
-    if args.precision not in ("auto", "f32"):
-        raise BackendError(f"detectors compute in f32, got --precision {args.precision}")
     name = "default" if args.model == DETECTOR else args.model
-    with closing(_open_detector(args, name)) as detector:
+    with closing(_open_detector(args, name, args.precision)) as detector:
         progress = Progress(data.name, len(data), "pictures")
         report = evaluate_detector(
             detector, data, progress=lambda count: progress.step(count=count)
@@ -223,7 +220,7 @@ def _measure_detector(args: argparse.Namespace, data: BoxData) -> Measured:
     }
 
 
-def _open_detector(args: argparse.Namespace, name: str) -> Detector:
+def _open_detector(args: argparse.Namespace, name: str, precision: str = "auto") -> Detector:
     """A detector that also gives the boxes it is not sure of, which the curve needs."""
     from fastpose.detect import open_detector
     from fastpose.errors import BackendError
@@ -237,6 +234,7 @@ def _open_detector(args: argparse.Namespace, name: str) -> Detector:
         layout=args.detector_layout,
         kind=kind,
         device=args.device,
+        precision=precision,
         threads=args.threads,
         score=FLOOR,
         iou=0.6,
