@@ -5,6 +5,7 @@ import json
 import cv2
 import numpy as np
 import pytest
+import test_pose_data as poses
 from test_datasets import JOINTS, row, write
 from test_evaluate import DotEngine
 
@@ -145,3 +146,35 @@ def test_the_default_model_is_as_right_as_its_card_says(data_dir, capsys, precis
     assert code == 0
     # 79.2 on all 700 pictures; the first 200 are as hard within two points
     assert json.loads(out)["metrics"]["pck@0.2"] > 77
+
+
+def test_mpii_predictions_from_an_archive(tmp_path, capsys):
+    np.savez(tmp_path / "p.npz", mine=poses.JOINTS[poses.VALIDATION], zero=np.zeros((3, 16, 2)))
+    data = f"mpii:{poses.mpii_arrays(tmp_path)}"
+    words = ["--predictions", f"{tmp_path / 'p.npz'}:mine", "--data", data, "--json"]
+    code, out, _ = run(capsys, *words)
+    assert code == 0
+    document = json.loads(out)
+    assert (document["data"], document["split"], document["people"]) == ("mpii", "val", 3)
+    assert document["metrics"]["pckh@0.5"] == document["metrics"]["pckh@0.5_mean"] == 100
+    (tmp_path / "few").mkdir()
+    (tmp_path / "few" / "1.jpg").touch()
+    code, _, err = run(capsys, *words, "--images", tmp_path / "few")
+    assert code == 2
+    assert "expected [1, 16, 2] for the val split of mpii, got [3, 16, 2]" in err
+
+
+@pytest.mark.parametrize(("option", "rate"), [([], 0), (["--observer-centric"], 100)])
+def test_flic_predictions_of_an_observer(tmp_path, capsys, option, rate):
+    part = np.zeros((2, 11, 2))
+    part[:] = np.arange(11)[:, None] * 40 + 100
+    part[:, 0, 0], part[:, 3, 0] = 200, 300  # seen from behind
+    seen = part[:, [3, 4, 5, 0, 1, 2, 7, 6, 10]]
+    np.save(tmp_path / "p.npy", seen)
+    data = f"flic:{poses.write_flic(tmp_path, part, visible=np.ones((2, 11)))}"
+    words = ["--predictions", tmp_path / "p.npy", "--data", data, "--json", *option]
+    code, out, _ = run(capsys, *words)
+    assert code == 0
+    document = json.loads(out)
+    assert document.get("observer_centric", False) == bool(option)
+    assert document["metrics"]["pck@0.2_elbow"] == document["metrics"]["pck@0.2_wrist"] == rate
