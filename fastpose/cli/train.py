@@ -79,6 +79,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="detectors: finds the people of lsp and lspet pictures, whose boxes nobody marked",
     )
     parser.add_argument(
+        "--terms",
+        default="",
+        metavar="TEXT",
+        help="detectors: terms of the boxes: pictures and labels, for the card",
+    )
+    parser.add_argument(
         "--seed",
         type=int,
         default=0,
@@ -128,7 +134,8 @@ def _train_pose(args: argparse.Namespace, spec: ModelSpec, device: str) -> dict[
     validation = open_poses(args.val[0], split="test") if args.val else None
     recipe = PoseRecipe(**_recipe(args, _schedule("128x96:26,192x160:12")))
     make_folder(args.out)
-    task = PoseTask(spec, TrainingSet(sets), recipe, _start(args.start))
+    start = _start(args.start)
+    task = PoseTask(spec, TrainingSet(sets), recipe, start)
     network = _fit(args, task, device)
     return release(
         network,
@@ -137,6 +144,7 @@ def _train_pose(args: argparse.Namespace, spec: ModelSpec, device: str) -> dict[
         sets=sets,
         recipe=recipe,
         command=_command(),
+        start=start,
         validation=validation,
     )
 
@@ -150,12 +158,16 @@ def _train_detector(args: argparse.Namespace, spec: DetectorSpec, device: str) -
     from fastpose.train.tasks import DetectorRecipe, DetectorTask
 
     recipe = DetectorRecipe(**_recipe(args, ((spec.size, 16),)))
-    read = {text: open_data(text, split="train") for text in dict.fromkeys(args.data)}
+    read = {
+        text: open_data(text, split="train", classes=spec.classes)
+        for text in dict.fromkeys(args.data)
+    }
     validation = [(Path(text).name, open_boxes(text, split="val")) for text in args.val]
     make_folder(args.out)
     boxed = {text: _boxes(args, data) for text, data in read.items()}
     sets = [boxed[text] for text in args.data]
-    task = DetectorTask(spec, SceneSet(sets), recipe, _start(args.start))
+    start = _start(args.start)
+    task = DetectorTask(spec, SceneSet(sets), recipe, start)
     network = _fit(args, task, device)
     assert isinstance(network, FPNDetector), "made by the task"
     taught = sorted({data.name for data in read.values() if isinstance(data, PoseData)})
@@ -166,11 +178,13 @@ def _train_detector(args: argparse.Namespace, spec: DetectorSpec, device: str) -
         sets=sets,
         recipe=recipe,
         command=_command(),
+        start=start,
         notes=f"People of {' and '.join(taught)} beside the annotated one were labelled by "
         f"{Path(args.teacher).name}, and boxes round the annotated one taken from it where it "
         "agrees with the joints."
         if taught
         else "",
+        terms=args.terms,
         validation=validation,
     )
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from fastpose.datasets.coco import read_box_data, read_coco_people, read_coco_results
+from fastpose.datasets.coco import PERSON, read_box_data, read_coco_people, read_coco_results
 from fastpose.datasets.files import read_image, read_predictions
 from fastpose.datasets.flic import observer_centric, read_flic
 from fastpose.datasets.leeds import read_lsp, read_lspet
@@ -50,20 +50,25 @@ TERMS = {
     "boxes": "Boxes in COCO's format: terms are those of the set that they were made from.",
 }
 
-Reader = Callable[[Path, str, Path | None], PoseData | BoxData]
+Reader = Callable[[Path, str, Path | None, Sequence[str]], PoseData | BoxData]
 
 KINDS: dict[str, Reader] = {
-    "lsp": lambda folder, split, images: read_lsp(folder, "train" if split == "train" else "test"),
-    "lspet": lambda folder, split, images: read_lspet(folder),
-    "mpii": read_mpii,
-    "flic": read_flic,
-    "coco": lambda file, split, images: read_coco_people(file, images),
-    "boxes": lambda folder, split, images: read_box_data(folder, split),
+    "lsp": lambda folder, split, *_: read_lsp(folder, "train" if split == "train" else "test"),
+    "lspet": lambda folder, *_: read_lspet(folder),
+    "mpii": lambda file, split, images, _: read_mpii(file, split, images),
+    "flic": lambda file, split, images, _: read_flic(file, split, images),
+    "coco": lambda file, _, images, __: read_coco_people(file, images),
+    "boxes": lambda folder, split, _, classes: read_box_data(folder, split, names=classes),
 }
 PATHS = {kind: "FILE" if kind in ("mpii", "flic", "coco") else "DIR" for kind in KINDS}
 
 
-def open_data(text: str, split: str = "test", images: Path | None = None) -> PoseData | BoxData:
+def open_data(
+    text: str,
+    split: str = "test",
+    images: Path | None = None,
+    classes: Sequence[str] = (PERSON,),
+) -> PoseData | BoxData:
     """Read the data set that KIND:PATH names.
 
     Args:
@@ -71,6 +76,7 @@ def open_data(text: str, split: str = "test", images: Path | None = None) -> Pos
         split: "train", "val" or "test"; a set without a part of that name gives the one that is
             meant for measuring, or its only one, and says so.
         images: folder of the pictures, for the sets whose annotations are a FILE.
+        classes: what the boxes hold that are read, for sets of boxes.
 
     Raises:
         DataError: the text is not KIND:PATH of a known kind, or the set cannot be read.
@@ -81,7 +87,7 @@ def open_data(text: str, split: str = "test", images: Path | None = None) -> Pos
         raise DataError(f"data must be one of {known}; got {text!r}")
     if images is not None and PATHS[kind] == "DIR":
         raise DataError(f"{text}: its pictures lie in the folder itself; got images {images}")
-    return KINDS[kind](Path(path), split, images)
+    return KINDS[kind](Path(path), split, images, classes)
 
 
 def open_poses(text: str, split: str = "test") -> PoseData:

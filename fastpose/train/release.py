@@ -43,6 +43,7 @@ def release(
     sets: Sequence[PoseData],
     recipe: Recipe,
     command: str,
+    start: Path | None = None,
     validation: PoseData | None = None,
 ) -> dict[str, Any]:
     """Write `<name>.safetensors`, `<name>.onnx` and the card `<name>.json` into `folder`.
@@ -56,6 +57,7 @@ def release(
         sets: what it was trained on.
         recipe: how.
         command: that repeats it.
+        start: the weight file that training started from; None for random weights.
         validation: what it is measured on, with every runtime that is installed; None leaves the
             card without accuracy, and low precisions without a pass.
 
@@ -65,7 +67,7 @@ def release(
     weights, graph = folder / f"{spec.name}.safetensors", folder / f"{spec.name}.onnx"
     save_weights(network.state_dict(), weights)
     export_onnx(create(spec.name, weights), spec, graph)
-    card = _card("pose", spec, sets, recipe, command, weights)
+    card = _card("pose", spec, sets, recipe, command, start, weights)
     card["graph_sha256"] = file_hash(graph)
     if validation is not None:
         card |= _measure(graph, weights, spec, validation)
@@ -81,7 +83,9 @@ def release_detector(
     sets: Sequence[BoxData],
     recipe: Recipe,
     command: str,
+    start: Path | None = None,
     notes: str = "",
+    terms: str = "",
     validation: Sequence[tuple[str, BoxData]] = (),
 ) -> dict[str, Any]:
     """Write a detector's weights, its two graphs `<name>.rpn.onnx` and `<name>.head.onnx`, a card.
@@ -93,7 +97,9 @@ def release_detector(
         sets: as there.
         recipe: as there.
         command: as there.
+        start: as there.
         notes: what else a user must know of the labels.
+        terms: of data that the project does not know by name.
         validation: name and pictures of each set that it is measured on.
 
     Returns:
@@ -103,10 +109,12 @@ def release_detector(
     graphs = {half: folder / f"{spec.name}.{half}.onnx" for half in HALVES}
     save_weights(network.state_dict(), weights)
     export_detector(create_detector(spec.name, weights), spec, graphs["rpn"], graphs["head"])
-    card = _card("detector", spec, sets, recipe, command, weights)
+    card = _card("detector", spec, sets, recipe, command, start, weights)
     card["graph_sha256"] = {half: file_hash(path) for half, path in graphs.items()}
     if notes:
         card["notes"] = notes
+    if terms:
+        card["terms"] += f" {terms}"
     if validation:
         card |= _measure_detector(graphs, spec, validation)
     _write(card, folder)
@@ -119,6 +127,7 @@ def _card(
     sets: Sequence[PoseData | BoxData],
     recipe: Recipe,
     command: str,
+    start: Path | None,
     weights: Path,
 ) -> dict[str, Any]:
     return {
@@ -130,6 +139,7 @@ def _card(
         + " ".join(dict.fromkeys(TERMS[s.name] for s in sets)),
         "recipe": asdict(recipe),
         "command": command,
+        "start": None if start is None else {"file": start.name, "sha256": file_hash(start)},
         "version": __version__,
         "commit": _commit(),
         "weights_sha256": file_hash(weights),
