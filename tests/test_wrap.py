@@ -14,10 +14,12 @@ from foreign import constant_network, heatmap_network, picture, simcc_network
 import fastpose
 from fastpose.cli import main
 from fastpose.engines import Manifest, Statement, load_engine, open_engine, wrap_network
+from fastpose.engines.verify import measure_shift
 from fastpose.errors import EngineError, ModelError
 from fastpose.geometry import CONVENTIONS
 from fastpose.skeleton import COCO17, LSP14, MPII16, Skeleton
 
+onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 KINDS = ("openvino", "onnxruntime")
@@ -164,6 +166,14 @@ def test_other_outputs_do_no_harm_once_it_is_stated(tmp_path):
         manifest = bundle(graph, convention="msra", output=output)
         assert Manifest.load(manifest).spec.ports == ports
         assert np.isnan(joints(manifest, picture({DOT: WHITE})).keypoints).all()
+
+
+@pytest.mark.parametrize("make", [heatmap_network, simcc_network])
+def test_low_precision_is_measured_in_pixels(tmp_path, make):
+    engine = load_engine(bundle(make(tmp_path / "net.onnx", ANY), convention="msra"), threads=1)
+    windows = np.random.default_rng(0).random((3, 3, 64, 48), np.float32)
+    shift = measure_shift(engine, engine, [windows])
+    assert (shift.joints, shift.largest) == (3 * 17, 0.0)
 
 
 def test_peak_value_scales_the_scores(tmp_path):
@@ -461,6 +471,21 @@ def test_values_that_are_not_finite_are_refused(tmp_path, kind):
     graph = constant_network(tmp_path / "net.onnx", {"maps": [1, 17, 16, 12]}, value=np.nan)
     with pytest.raises(ModelError, match=r"maps is not finite for a plain grey window"):
         bundle(graph, convention="msra", engine=kind)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_in_a_file_of_their_own_are_refused(tmp_path, kind):
+    (tmp_path / "there").mkdir()
+    model = onnx.load(heatmap_network(tmp_path / "net.onnx", ANY))
+    graph = tmp_path / "there" / "net.onnx"
+    options = {"save_as_external_data": True, "location": "weights", "size_threshold": 0}
+    onnx.save(model, graph, **options)
+    message = r"there/net\.onnx: its copy cannot run \(weights must lie in the graph itself"
+    with pytest.raises(EngineError, match=message):
+        wrap_network(
+            graph, Statement(**PLAIN, convention="msra"), engine=kind, out=tmp_path / "b.onnx"
+        )
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["net.onnx", "there"]
 
 
 def test_a_graph_that_was_changed_after_it_was_wrapped(tmp_path):

@@ -370,8 +370,15 @@ def _write_bundle(kind: str, out: Path, request: Request) -> Path:
     assert request.file is not None, "a graph is needed"
     with replaced(out) as temporary:
         temporary.write_bytes(request.file.read_bytes())
-        opened = _open(kind, replace(request, file=temporary))
-        opened.run(1)
+        try:
+            opened = _open(kind, replace(request, file=temporary))
+            opened.run(1)
+        except EngineError as error:
+            reason = str(error).removeprefix(f"{temporary}: ")
+            raise EngineError(
+                f"{request.file}: its copy cannot run (weights must lie in the graph itself, not "
+                f"in a file beside it): {reason}"
+            ) from None
         opened.close()
     path = out.with_suffix(".json")
     replace(opened.manifest, file=out.name).save(path)
