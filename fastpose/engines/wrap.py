@@ -96,7 +96,7 @@ FAMILIES = {
     # Xiao et al., Simple Baselines for Human Pose Estimation and Tracking, ECCV 2018; the authors
     # trained on BGR, mmpose on RGB
     "simplebaseline": replace(_IMAGENET, output="heatmap", convention="msra", method="quarter"),
-    # Xu et al., ViTPose: Simple Vision Transformer Baselines for Human Pose Estimation, NIPS 2022
+    # Xu et al., ViTPose: Simple Vision Transformer Baselines for Human Pose Estimation, NeurIPS 2022
     "vitpose": replace(_IMAGENET, output="heatmap", convention="udp", method="udp", rgb=True),
     # Jiang et al., RTMPose: Real-Time Multi-Person Pose Estimation based on MMPose, 2023
     "rtmpose": replace(_IMAGENET, output="simcc", convention="msra", rgb=True),
@@ -120,13 +120,12 @@ def input_size(
         )
     if stated is None and (axes[2] is None or axes[3] is None):
         raise ModelError(f"{graph}: its input may have any size: state --size HxW, such as 256x192")
-    size = stated or (axes[2], axes[3])
-    if any(a not in (None, b) for a, b in zip(axes[2:], size, strict=True)):
+    height, width = stated or (axes[2] or 0, axes[3] or 0)
+    if axes[2] not in (None, height) or axes[3] not in (None, width):
         raise ModelError(
-            f"{graph}: --size {size[0]}x{size[1]} (height x width), but the graph takes "
-            f"{_axes(axes)}"
+            f"{graph}: --size {height}x{width} (height x width), but the graph takes {_axes(axes)}"
         )
-    return size[0] or 0, size[1] or 0
+    return height, width
 
 
 def describe(
@@ -153,6 +152,9 @@ def describe(
     shapes = [results[name].shape[1:] for name in ports]
     joints = _find_joints(graph, shapes[0][0], said.skeleton)
     _check_stated(graph, said)
+    assert said.convention is not None, "checked above, like the next two"
+    assert said.mean is not None, "checked"
+    assert said.std is not None, "checked"
     cells = shapes[0][1:] if output == "heatmap" else size
     return ModelSpec(
         name=said.name or graph.stem,
@@ -160,10 +162,10 @@ def describe(
         size=size,
         stride=size[0] // cells[0],
         skeleton=joints.name,
-        mean=said.mean or (0.0, 0.0, 0.0),
-        std=said.std or (1.0, 1.0, 1.0),
+        mean=said.mean,
+        std=said.std,
         rgb=bool(said.rgb),
-        convention=str(said.convention),
+        convention=said.convention,
         padding=said.padding or PADDING,
         method=said.method or ("udp" if said.convention == "udp" else "quarter"),
         sigma=said.sigma or max(1.0, cells[0] / ROWS_PER_SIGMA),
@@ -287,8 +289,8 @@ def _check_stated(graph: Path, said: Statement) -> None:
     """Raise ModelError where what no graph can tell is missing; the text has all of it."""
     wanted = {
         "convention": f"--convention ({', '.join(CONVENTIONS)})",
-        "mean": "--mean R,G,B",
-        "std": "--std R,G,B (units of 0-255; 0,0,0 and 1,1,1 where the graph normalises)",
+        "mean": "--mean A,B,C",
+        "std": "--std A,B,C (units of 0-255; 0,0,0 and 1,1,1 where the graph normalises)",
         "rgb": "--rgb or --bgr",
     }
     missing = [text for name, text in wanted.items() if getattr(said, name) is None]
