@@ -17,6 +17,7 @@ from fastpose.engines import Manifest, Statement, load_engine, open_engine, wrap
 from fastpose.engines.verify import measure_shift
 from fastpose.errors import EngineError, ModelError
 from fastpose.geometry import CONVENTIONS
+from fastpose.models import model_spec, trained
 from fastpose.skeleton import COCO17, LSP14, MPII16, Skeleton
 
 onnx = pytest.importorskip("onnx")
@@ -182,6 +183,19 @@ def test_peak_value_scales_the_scores(tmp_path):
     one = joints(bundle(graph, convention="msra"), image).scores
     ten = joints(bundle(graph, convention="msra", peak_value=10.0), image).scores
     np.testing.assert_allclose(one, 10 * ten, rtol=1e-5)
+
+
+def test_our_own_graph_wrapped_is_our_own_network(tmp_path):
+    spec = model_spec("default")
+    graph = trained.graph_path(spec.name)
+    assert graph is not None
+    names = ("skeleton", "convention", "mean", "std", "rgb", "padding", "method", "sigma")
+    stated = Statement(**{name: getattr(spec, name) for name in names})
+    image = picture({DOT: WHITE, (30, 90): RED, (80, 50): GREEN})
+    wrapped = joints(wrap_network(graph, stated, out=tmp_path / "b.onnx"), image)
+    own = joints("default", image, precision="f32")
+    np.testing.assert_array_equal(wrapped.keypoints, own.keypoints)
+    np.testing.assert_array_equal(wrapped.scores, own.scores)
 
 
 # The command line
@@ -551,3 +565,15 @@ def test_a_manifest_that_was_changed(tmp_path, field, value, message):
     manifest.write_text(json.dumps(values))
     with pytest.raises(EngineError, match=message):
         load_engine(manifest, threads=1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_axes_that_the_graph_leaves_open_are_checked_when_they_are_known(tmp_path, kind):
+    graph = heatmap_network(tmp_path / "net.onnx", ANY, spatial=False)
+    manifest = bundle(graph, convention="msra", size=(64, 48), engine=kind)
+    values = json.loads(manifest.read_text())
+    values["spec"]["stride"] = 8
+    manifest.write_text(json.dumps(values))
+    with pytest.raises(EngineError, match=r"bundle\.onnx: ") as error:
+        load_engine(manifest, threads=1).run(1)
+    assert "\n" not in str(error.value)

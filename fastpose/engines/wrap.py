@@ -96,7 +96,8 @@ FAMILIES = {
     # Xiao et al., Simple Baselines for Human Pose Estimation and Tracking, ECCV 2018; the authors
     # trained on BGR, mmpose on RGB
     "simplebaseline": replace(_IMAGENET, output="heatmap", convention="msra", method="quarter"),
-    # Xu et al., ViTPose: Simple Vision Transformer Baselines for Human Pose Estimation, NeurIPS 2022
+    # Xu et al., ViTPose: Simple Vision Transformer Baselines for Human Pose Estimation,
+    # NeurIPS 2022
     "vitpose": replace(_IMAGENET, output="heatmap", convention="udp", method="udp", rgb=True),
     # Jiang et al., RTMPose: Real-Time Multi-Person Pose Estimation based on MMPose, 2023
     "rtmpose": replace(_IMAGENET, output="simcc", convention="msra", rgb=True),
