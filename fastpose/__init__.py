@@ -1,7 +1,7 @@
 """Human pose estimation for pictures and video.
 
 >>> import fastpose
->>> with fastpose.Pose(detector="none") as pose:  # the whole frame is one person
+>>> with fastpose.Pose() as pose:
 ...     people = pose(frame)  # [H, W, 3] uint8 BGR -> People, joints in frame pixels
 """
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fastpose import errors, ops
     from fastpose.engines import build_engine, load_engine
-    from fastpose.models import create, list_models
+    from fastpose.models import create, list_detectors, list_models
     from fastpose.pose import Pose
     from fastpose.skeleton import Skeleton
     from fastpose.types import Frame, People
@@ -26,6 +26,7 @@ __all__ = [
     "build_engine",
     "create",
     "errors",
+    "list_detectors",
     "list_models",
     "load_engine",
     "ops",
@@ -39,6 +40,7 @@ _HOMES = {
     "Skeleton": "fastpose.skeleton",
     "build_engine": "fastpose.engines",
     "create": "fastpose.models",
+    "list_detectors": "fastpose.models",
     "list_models": "fastpose.models",
     "load_engine": "fastpose.engines",
 }

@@ -31,12 +31,12 @@ class Pose:
     Args:
         model: a name of `list_models()`, "default", or the path of an engine bundle or of weights
             (.safetensors) with their card.
-        detector: where people come from: "default", the path of an ONNX detector, "none" (the
-            whole frame is one person), or any `Detector`.
+        detector: where people come from: "default" or another of `list_detectors()`, the path of
+            an ONNX detector, "none" (the whole frame is one person), or any `Detector`.
         engine: "openvino", "onnxruntime", "torch", or "auto", the fastest that is installed.
         device: "cpu", or what the engine knows; "auto" chooses.
-        precision: "f32", "bf16", or "auto": bf16 where the machine computes in it and the model's
-            card records that it passed against f32, else f32.
+        precision: of model and detector: "f32", "bf16", or "auto": bf16 where the machine computes
+            in it and the card of the weights records that it passed against f32, else f32.
         batch: sizes of the batches that the network is compiled for, ascending. More people than
             the largest are split.
         threads: of the CPU for each network; None leaves the number to the runtime. The kernels'
@@ -59,7 +59,9 @@ class Pose:
         threads: int | None = None,
     ) -> None:
         self._detector = (
-            open_detector(str(detector), device=device, threads=threads)
+            open_detector(
+                str(detector), kind=engine, device=device, precision=precision, threads=threads
+            )
             if isinstance(detector, (str, Path))
             else detector
         )

@@ -107,15 +107,17 @@ def _default_model() -> dict[str, Any]:
 
     import numpy as np
 
+    from fastpose.models import DEFAULT_DETECTOR
     from fastpose.pose import Pose
 
     start = time.monotonic()
-    with Pose(detector="none") as pose:
+    with Pose() as pose:
         pose(np.zeros((64, 64, 3), np.uint8))
         manifest = pose.engine.manifest
         return {
             "works": True,
             "model": manifest.spec.name,
+            "detector": DEFAULT_DETECTOR,
             "engine": manifest.kind,
             "precision": manifest.precision,
             "first_result_seconds": round(time.monotonic() - start, 2),

@@ -31,7 +31,8 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device",
         default="auto",
-        help="of the networks: cpu, cuda, ... (default: auto); cuda is for the pose network alone",
+        help="of the networks: cpu, cuda, ... (default: auto); with cuda a detector from a file "
+        "stays on the CPU",
     )
     parser.add_argument(
         "--threads",

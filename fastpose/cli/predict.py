@@ -71,9 +71,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     who.add_argument(
         "--detector",
         default="default",
-        metavar="FILE.onnx|none",
-        help="what finds people: a file, or none for the whole frame as one person; this release "
-        "has no detector of its own, so give this or --boxes",
+        metavar="NAME|FILE.onnx|none",
+        help="what finds people: a detector that `fastpose models` lists, a file, or none for the "
+        "whole frame as one person (default: fpn-light)",
     )
     parser.add_argument(
         "--detector-layout",
@@ -121,7 +121,9 @@ def run(args: argparse.Namespace) -> int:
     detector = open_detector(
         "none" if boxes else args.detector,
         layout=args.detector_layout,
+        kind=kind,
         device=args.device,
+        precision=args.precision,
         threads=args.threads,
         score=args.detector_score,
     )

@@ -66,7 +66,7 @@ def open_detector(
         layout: what the graph takes and gives, a name of `LAYOUTS`; None recognises it by the
             shapes of its outputs.
         kind: runtime, as `engines.open_halves` names them for our own detectors and
-            `engines.open_graph` for others.
+            `engines.open_graph` for others, which "torch" cannot run: for them it is "auto".
         device: as there; with "cuda", which the runtimes of other people's graphs do not have here,
             such a detector runs on the CPU beside a network on the GPU.
         precision: as there; "auto" is "f32" for a detector whose low precision nobody measured.
@@ -100,6 +100,7 @@ def open_detector(
             f"{known}"
         )
     place = "auto" if device.startswith("cuda") else device
+    kind = "auto" if kind == "torch" else kind
     chosen = "f32" if precision == "auto" else precision
     graph = open_graph(path, kind=kind, device=place, precision=chosen, threads=threads)
     return GraphDetector(path, graph, layout, score=score, iou=iou, person_class=person_class)

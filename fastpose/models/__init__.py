@@ -178,7 +178,7 @@ def create(name: str, weights: str | Path | None = None) -> nn.Module:
     """Build a network, in eval mode, with random weights or those of a file.
 
     Args:
-        name: one of `list_models()`, or "default".
+        name: one of `list_models()` or `list_detectors()`, or "default".
         weights: a .safetensors file; None leaves the initial random weights.
 
     Returns:
@@ -189,6 +189,8 @@ def create(name: str, weights: str | Path | None = None) -> nn.Module:
         WeightsError: the file is missing, damaged, or of another network.
         BackendError: torch is not installed.
     """
+    if name in DETECTORS:
+        return create_detector(name, weights)
     spec = model_spec(name)
     return _build(spec.network, weights, num_keypoints=len(spec.joints), **spec.kwargs)
 
