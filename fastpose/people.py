@@ -5,11 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from fastpose import ops
-from fastpose.models.joints import locate_joints
 from fastpose.models.spec import ModelSpec
 from fastpose.types import Boxes, Floats, People
-
-__all__ = ["as_people", "drop_duplicates", "locate_joints"]
 
 DUPLICATE = 0.9  # object keypoint similarity above which two poses are one person
 

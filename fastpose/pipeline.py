@@ -9,7 +9,8 @@ import numpy.typing as npt
 
 from fastpose.crop import crop_people, runs
 from fastpose.engines import Engine
-from fastpose.people import as_people, locate_joints
+from fastpose.models.joints import locate_joints
+from fastpose.people import as_people
 from fastpose.types import Boxes, Floats, People
 
 

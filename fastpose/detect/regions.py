@@ -27,8 +27,8 @@ def select_proposals(
     the input's edges, and freed of duplicates (Ren et al., Faster R-CNN, NIPS 2015).
 
     Args:
-        logits: [M] objectness of every anchor before the sigmoid. One that is not finite is none.
-        deltas: [M, 4] of every anchor.
+        logits: [M] objectness of every anchor before the sigmoid.
+        deltas: [M, 4] of every anchor; one with a number that is not finite is none.
         spec: the detector.
         size: (h, w) of the input.
         limit: most boxes.
@@ -37,9 +37,12 @@ def select_proposals(
         [P, 4] in input pixels from its outer edge, by falling score, and [P] scores from 0 to 1.
     """
     around, levels = anchors(spec, size)
+    sound = np.isfinite(logits) & np.isfinite(deltas).all(axis=1)
+    ranks = np.where(sound, logits, -np.inf)
     kept = np.concatenate(
-        [start + _highest(logits[start:stop], spec.per_level) for start, stop in _stretches(levels)]
+        [start + _highest(ranks[start:stop], spec.per_level) for start, stop in _stretches(levels)]
     )
+    kept = kept[sound[kept]]
     with np.errstate(over="ignore", invalid="ignore"):  # such boxes are dropped
         boxes = clip(decode(deltas[kept], around[kept]), size)
         scores = 1 / (1 + np.exp(-logits[kept].astype(np.float64)))

@@ -16,8 +16,8 @@ from fastpose.errors import ModelError
 from fastpose.evaluate.joints import evaluate_predictions
 from fastpose.evaluate.report import Report
 from fastpose.geometry import Doubles, frame_box
+from fastpose.models.joints import locate_joints
 from fastpose.models.spec import ModelSpec
-from fastpose.people import locate_joints
 from fastpose.skeleton import Skeleton
 from fastpose.types import Boxes, Floats, People
 
