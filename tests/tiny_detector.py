@@ -32,7 +32,7 @@ TINY = DetectorSpec(
     proposals=24,
     batch=8,
     paper="none",
-    parameters=61_123,
+    parameters=57_104,
     pool=5,
 )
 

@@ -85,8 +85,10 @@ class TwoStageDetector:
             given = self._head({"windows": self._windows})
             logits.append(given["logits"][: len(part)])
             deltas.append(given["deltas"][: len(part)])
-        boxes = decode(np.concatenate(deltas), proposals[:, None], HEAD_WEIGHTS)
-        return clip(boxes, self._spec.size), _softmax(np.concatenate(logits))[:, 1:]
+        with np.errstate(over="ignore", invalid="ignore"):  # suppression drops such boxes
+            boxes = decode(np.concatenate(deltas), proposals[:, None], HEAD_WEIGHTS)
+            scores = _softmax(np.concatenate(logits))[:, 1:]
+        return clip(boxes, self._spec.size), scores
 
 
 def _persons(boxes: Floats, scores: Floats, person: int, floor: float) -> tuple[Floats, Floats]:

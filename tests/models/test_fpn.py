@@ -130,7 +130,8 @@ def test_neither_half_mixes_its_batch(network: FPNDetector, name: str) -> None:
     spec = detector_spec(name)
     windows = 2 * uniform("windows", (5, spec.width, spec.pool, spec.pool)) - 1
     with torch.no_grad():
-        for one, many in zip(network.classify(windows[2:3]), network.classify(windows)):
+        single, all_ = network.classify(windows[2:3]), network.classify(windows)
+        for one, many in zip(single, all_, strict=True):
             assert_near(one, many[2:3], 1e-5)
 
 
