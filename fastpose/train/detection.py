@@ -34,6 +34,7 @@ def detection_loss(
     *,
     regions: int,
     rng: np.random.Generator,
+    hardest: int | None = None,
 ) -> Tensor:
     """The four losses of Ren et al., Faster R-CNN, NIPS 2015, added up.
 
@@ -47,6 +48,9 @@ def detection_loss(
         spec: the detector.
         regions: R, boxes of a picture that the head is taught.
         rng: chooses among anchors and among proposals.
+        hardest: how many of the R count, those of the highest loss in the batch (Shrivastava et
+            al., Training Region-Based Object Detectors with Online Hard Example Mining, CVPR 2016);
+            None counts all.
     """
     pyramid, logits, deltas = output
     logits, deltas = logits.float(), deltas.float()
@@ -68,6 +72,7 @@ def detection_loss(
         steps.float(),
         np.concatenate(kinds),
         encode(np.concatenate(matched), np.concatenate(boxes), HEAD_WEIGHTS),
+        count=None if hardest is None else hardest * len(batch),
     )
 
 
@@ -185,7 +190,9 @@ def sample_regions(
     return proposals[chosen], labels[chosen], matched[chosen]
 
 
-def head_loss(logits: Tensor, deltas: Tensor, kinds: Integers, steps: Floats) -> Tensor:
+def head_loss(
+    logits: Tensor, deltas: Tensor, kinds: Integers, steps: Floats, count: int | None = None
+) -> Tensor:
     """Classes and boxes of R regions.
 
     Args:
@@ -193,11 +200,15 @@ def head_loss(logits: Tensor, deltas: Tensor, kinds: Integers, steps: Floats) ->
         deltas: [R, classes, 4].
         kinds: [R] the right class, 0 for the background.
         steps: [R, 4] the right deltas of the objects among them.
+        count: how many regions count, those of the highest loss; None counts all.
     """
     device = logits.device
     truth = torch.from_numpy(kinds).to(device)
     objects = torch.from_numpy(np.flatnonzero(kinds > 0)).to(device)
     target = torch.from_numpy(steps).to(device)[objects]
     found = deltas[objects, truth[objects] - 1]
-    places = F.smooth_l1_loss(found, target, beta=1.0, reduction="sum")
-    return F.cross_entropy(logits, truth) + places / max(len(kinds), 1)
+    places = F.smooth_l1_loss(found, target, beta=1.0, reduction="none").sum(1)
+    losses = F.cross_entropy(logits, truth, reduction="none").index_add(0, objects, places)
+    if count is not None and count < len(losses):
+        losses = losses.topk(count).values
+    return losses.sum() / max(len(losses), 1)

@@ -39,7 +39,7 @@ class Scenery:
     mosaic: float = 0.5
     mosaic_zoom: tuple[float, float] = (0.4, 1.1)
     largest_gain: float = 3.0
-    empty: float = 0.2
+    empty: float = 0.3
     stretch: float = 0.08
     flip: float = 0.5
     gain: float = 0.3

@@ -94,7 +94,8 @@ class DetectorRecipe(Recipe):
     Attributes:
         samples: views of an epoch.
         spread: least and largest side of the inputs in sizes of the schedule; each batch has one.
-        regions: boxes of a view that the head is taught.
+        regions: boxes of a view that the head is shown.
+        hardest: how many of them it is taught, those of the highest loss; None: all.
         scenery: the ranges of the random views.
         whole: last share of the epochs in which nothing is put together of several pictures.
     """
@@ -103,7 +104,8 @@ class DetectorRecipe(Recipe):
     rate: float = 1e-3
     samples: int = 4000
     spread: tuple[float, float] = (0.75, 1.1)
-    regions: int = 32
+    regions: int = 64
+    hardest: int | None = 32
     scenery: Scenery = field(default_factory=Scenery)
     whole: float = 0.15
 
@@ -170,6 +172,7 @@ class DetectorTask:
                 self._spec,
                 regions=self._options.regions,
                 rng=self._rng,
+                hardest=self._options.hardest,
             )
 
 
