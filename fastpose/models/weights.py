@@ -49,12 +49,12 @@ def load_weights(network: nn.Module, path: Path) -> None:
     network.load_state_dict({name: t.float() for name, t in state.items()}, strict=False)
 
 
-def fill_trunk(network: nn.Module, path: Path) -> int:
-    """Fill the trunk of a detector with what fits it in the weights of another network.
+def start_detector(network: nn.Module, path: Path) -> int:
+    """Fill a detector with the weights of another one, or its trunk with what fits in them.
 
     Args:
         network: to be filled in place; its trunk is the child of that name.
-        path: a file of `save_weights`, of a network that is built on such a trunk.
+        path: a file of `save_weights`: of such a detector, or of a network on such a trunk.
 
     Returns:
         How many tensors were filled; the others are left as they are.
@@ -62,7 +62,12 @@ def fill_trunk(network: nn.Module, path: Path) -> int:
     Raises:
         WeightsError: the file is missing or damaged, or nothing in it fits.
     """
-    state = {_in_trunk(name): tensor for name, tensor in read_weights(path).items()}
+    state = read_weights(path)
+    own = {name for name in network.state_dict() if is_weight(name)}
+    if own == state.keys():
+        load_weights(network, path)
+        return len(own)
+    state = {_in_trunk(name): tensor for name, tensor in state.items()}
     trunk = network.get_submodule("trunk").state_dict()
     fits = [n for n, t in trunk.items() if n in state and state[n].shape == t.shape]
     if not fits:

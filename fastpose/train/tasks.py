@@ -15,7 +15,7 @@ from fastpose.errors import DataError, ModelError
 from fastpose.models import create, create_detector
 from fastpose.models.fpn import FPNDetector
 from fastpose.models.spec import DetectorSpec, ModelSpec
-from fastpose.models.weights import fill_trunk, load_weights
+from fastpose.models.weights import start_detector, load_weights
 from fastpose.train.data import Batch, TrainingSet, batches, prepared
 from fastpose.train.detection import detection_loss
 from fastpose.train.loop import Recipe
@@ -141,7 +141,7 @@ class DetectorTask:
         """See `loop.Task`."""
         network = create_detector(self._spec.name)
         if self._start:
-            fill_trunk(network, self._start)
+            start_detector(network, self._start)
         return network
 
     def batches(self, size: tuple[int, int], epoch: int) -> Iterator[SceneBatch]:
