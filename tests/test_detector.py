@@ -303,10 +303,9 @@ def test_one_wild_row_does_not_touch_the_others():
 def test_close_frees_both_graphs():
     proposer, head = proposing([]), judging(certain)
     detector = TwoStageDetector(SPEC, proposer, head, score=0.1)
-    assert not (proposer.closed or head.closed)
+    assert [proposer.closed, head.closed] == [False, False]
     detector.close()
-    assert proposer.closed
-    assert head.closed
+    assert [proposer.closed, head.closed] == [True, True]
 
 
 # `open_detector`
@@ -373,7 +372,7 @@ def test_trained_graphs_find_the_same_in_every_runtime(tiny, released):
         warnings.simplefilter("error", UserWarning)
         first, *others = (people(kind=kind) for kind in ("openvino", "onnxruntime", "torch"))
     assert len(first) > 5
-    assert not (tiny.parent / "cache").exists()  # nothing had to be exported
+    assert not list((tiny.parent / "cache").rglob("*.onnx"))  # nothing had to be exported
     for other in others:
         assert len(other) == len(first)
         # torch has its own rounding, and folded weights are not kept in half there
@@ -417,11 +416,10 @@ def test_graphs_that_the_card_does_not_describe_are_refused(hashes, tiny, releas
 
 
 def test_weights_of_another_network_are_refused(tiny, released):
-    from fastpose.models import DETECTORS as table
     from fastpose.models import create_detector
 
-    table["fpn-tiny"] = replace(table["fpn-tiny"], classes=("cat", "person"))
-    with pytest.raises(WeightsError, match=r"logits\.bias must be \[3\], got \[2\]|must be"):
+    DETECTORS["fpn-tiny"] = replace(DETECTORS["fpn-tiny"], classes=("cat", "person"))
+    with pytest.raises(WeightsError, match=r"safetensors: (logits|deltas)\..* must be"):
         create_detector("fpn-tiny", released / WEIGHTS)
 
 
@@ -431,6 +429,17 @@ def test_random_weights_are_said_and_are_the_same_every_time(tiny):
     with pytest.warns(UserWarning, match="random ones are used"):
         again = people(kind="torch")
     np.testing.assert_array_equal(first.boxes, again.boxes)
+
+
+def test_the_published_detector_runs_with_random_weights(tiny, monkeypatch):
+    """At a size that a test has time for."""
+    small = replace(DETECTORS["fpn50"], size=(64, 128), per_level=20, proposals=9, batch=4)
+    monkeypatch.setitem(DETECTORS, "fpn50", small)
+    with pytest.warns(UserWarning, match="fpn50 has no trained weights here: random ones"):
+        detector = open_detector("fpn50", kind="torch")
+    (found,) = detector([PICTURE])
+    assert len(found) == 0  # no class of 81 is sure
+    detector.close()
 
 
 def test_default_is_the_default_detector(tiny, monkeypatch):
