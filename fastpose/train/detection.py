@@ -104,10 +104,10 @@ def proposal_loss(
     truth = torch.from_numpy(np.concatenate(right)).to(device, torch.float32)
     objects = torch.from_numpy(np.concatenate(positive)).to(device)
     target = torch.from_numpy(np.concatenate(steps)).to(device)
-    objectness = F.binary_cross_entropy_with_logits(logits.flatten()[index], truth)
+    objectness = F.binary_cross_entropy_with_logits(logits.flatten()[index], truth, reduction="sum")
     found = deltas.flatten(0, 1)[objects]
     places = F.smooth_l1_loss(found, target, beta=RPN_BETA, reduction="sum")
-    return objectness + places / max(len(index), 1)
+    return (objectness + places) / max(len(index), 1)  # none where all lies in ignored boxes
 
 
 def assign_anchors(

@@ -15,7 +15,7 @@ from fastpose.errors import DataError, ModelError
 from fastpose.models import create, create_detector
 from fastpose.models.fpn import FPNDetector
 from fastpose.models.spec import DetectorSpec, ModelSpec
-from fastpose.models.weights import start_detector, load_weights
+from fastpose.models.weights import load_weights, start_detector
 from fastpose.train.data import Batch, TrainingSet, batches, prepared
 from fastpose.train.detection import detection_loss
 from fastpose.train.loop import Recipe
