@@ -553,5 +553,20 @@ def test_cuda_source_out_of_range_gives_border():
     assert not (out[0] == 7.0).all()
 
 
+@pytest.mark.gpu
+def test_gradient_on_cuda_is_the_one_on_the_host():
+    maps = torch.randn(2, 3, 9, 11)
+    affines = torch.from_numpy(make_affines("turned", (9, 11), (4, 5), count=3)).float()
+    source = torch.tensor([0, 1, 1])
+    grads = []
+    for device in ("cuda", "cpu"):
+        leaf = maps.to(device).requires_grad_()
+        warp(
+            leaf, affines.to(device), (4, 5), source=source.to(device), layout="chw", area=2
+        ).square().sum().backward()
+        grads.append(leaf.grad.cpu())
+    torch.testing.assert_close(grads[0], grads[1], atol=1e-4, rtol=1e-4)
+
+
 def test_best_instruction_set_is_known():
     assert _C.best_isa() in ("scalar", "avx2", "avx512")
