@@ -175,6 +175,8 @@ GOOD = annotation(1, (0, 0, 5, 5))
         ({"annotations": [GOOD | {"category_id": 8}]}, r"no category has the id 8"),
         ({"annotations": [GOOD | {"bbox": [1, 2, 3]}]}, r"bbox must be .* got \[1, 2, 3\]"),
         ({"annotations": [GOOD | {"bbox": "a"}]}, r"bbox must be .* got 'a'"),
+        ({"images": [picture(1, size=(float("inf"), 5))]}, r"images\[0\]: expected an object"),
+        ({"annotations": [GOOD | {"bbox": [10**400] * 4}]}, "bbox must be"),
         ({"annotations": [GOOD | {"bbox": None}]}, r"bbox must be .* got None"),
         ({"annotations": [GOOD | {"bbox": [1, 2, -3, 4]}]}, r"bbox must be .*-3"),
         ({"annotations": [GOOD | {"bbox": [1, 2, float("inf"), 4]}]}, r"bbox must be .*inf"),
@@ -195,6 +197,13 @@ def test_a_folder_without_annotations(tmp_path, make):
     make(tmp_path / "set")
     with pytest.raises(DataError, match=r"set: (no such folder|expected val\.json or annotations)"):
         open_boxes(f"boxes:{tmp_path / 'set'}")
+
+
+@pytest.mark.parametrize("kind", ["boxes", "lsp", "coco", "mpii", "flic"])
+def test_a_name_that_no_file_can_have_is_told(kind):
+    with pytest.raises(DataError, match="File name too long") as caught:
+        open_data(f"{kind}:{'a' * 5000}")
+    assert len(str(caught.value)) < 6000
 
 
 def test_boxes_are_not_poses_and_poses_not_boxes(tmp_path):

@@ -77,11 +77,15 @@ def test_limit_takes_the_first(lsp, capsys):
         (["--predictions", "{}/predicted.npy", "--data", "lsp:{}/x"], "x: no such folder"),
         (["--predictions", "{}/predicted.npy", "--data", "voc:{}"], "must be one of lsp:DIR"),
         (["--predictions", "{}/short.npy", "--data", "lsp:{}/lsp"], "expected [3, 14, 2]"),
+        (["--predictions", "{}/vast.npy", "--data", "lsp:{}/lsp"], "expected a .npy array"),
         (["no-such-model", "--data", "lsp:{}/lsp"], "unknown model 'no-such-model'; known: "),
     ],
 )
 def test_a_fault_of_the_input_is_one_line(lsp, capsys, args, message):
     np.save(lsp / "short.npy", np.zeros((2, 14, 2)))
+    header = {"descr": "<f8", "fortran_order": False, "shape": (10**13, 14, 2)}
+    with (lsp / "vast.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
     code, out, err = run(capsys, *(a.replace("{}", str(lsp)) for a in args))
     assert (code, out) == (2, "")
     assert message in err

@@ -94,14 +94,23 @@ def test_where_pictures_are_looked_for(tmp_path, file, folder):
     assert given.samples[0].image == tmp_path / "elsewhere" / "5.jpg"
 
 
+HUGE = 10**400  # JSON has such numbers, floating point has not
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"categories": [PERSON, {"id": 4, "name": "person"}]}, "named person: 3 and 4"),
-        ({"categories": [PERSON | {"keypoints": ["nose"]}]}, "the 17 joints .* got 1: nose"),
+        ({"categories": [PERSON | {"keypoints": ["nose"]}]}, "the 17 joints .* got .'nose'"),
+        ({"categories": [PERSON | {"keypoints": 5}]}, "the 17 joints .* got 5"),
         ({"annotations": [person(5, keypoints=[1, 2])]}, "keypoints must be 51 finite numbers"),
         ({"annotations": [person(5, keypoints=[float("nan")] * 51)]}, "must be 51 finite"),
-        ({"annotations": [person(5, area=None)]}, "area must be a finite number, got None"),
+        ({"annotations": [person(5, area=None)]}, "area must be a finite number from 0, got None"),
+        ({"annotations": [person(5, area=-1)]}, "area must be a finite number from 0, got -1"),
+        ({"annotations": [person(5, area=HUGE)]}, "area must be a finite number"),
+        ({"annotations": [person(5, keypoints=[HUGE] * 51)]}, "must be 51 finite numbers"),
+        ({"annotations": [person(5, keypoints=[1e300] * 51)]}, "must be 51 finite numbers"),
+        ({"annotations": [person(5, keypoints=["1"] * 51)]}, "must be 51 finite numbers"),
         ({"annotations": [person(5, bbox=[1])]}, "bbox must be"),
         ({"annotations": [person(6)]}, "no image has the id 6"),
     ],
@@ -114,6 +123,7 @@ def test_a_faulty_coco_file_is_told_in_one_line(tmp_path, change, message):
         open_data(text)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < len(str(path)) + 150
 
 
 RESULT = {"image_id": 5, "category_id": 3, "keypoints": [1.0] * 51, "score": 0.5}
@@ -126,6 +136,14 @@ def test_results_of_other_categories_are_passed_over(tmp_path):
     assert read_coco_results(path, data) == [RESULT]
 
 
+def test_results_keep_what_is_evaluated_alone(tmp_path):
+    data = open_data(write_coco(tmp_path / "a.json", [picture(5)], [person(5)]))
+    path = tmp_path / "r.json"
+    boxed = RESULT | {"bbox": [1.0, 2.0, 3.0, 4.0]}
+    path.write_text(json.dumps([boxed | {"segmentation": "?"}, RESULT | {"bbox": []}]))
+    assert read_coco_results(path, data) == [boxed, RESULT]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -135,7 +153,11 @@ def test_results_of_other_categories_are_passed_over(tmp_path):
         ([RESULT, RESULT | {"image_id": 7}], "result 1: no image of a has the id 7"),
         ([RESULT | {"score": "high"}], "score must be a finite number, got 'high'"),
         ([RESULT | {"score": float("nan")}], "score must be a finite number"),
+        ([RESULT | {"score": HUGE}], "score must be a finite number"),
         ([RESULT | {"keypoints": [1] * 34}], "keypoints must be 51 finite numbers"),
+        ([RESULT | {"keypoints": [[1, 2, 3]] * 17}], "keypoints must be 51 finite numbers"),
+        ([RESULT | {"keypoints": ["1"] * 51}], "keypoints must be 51 finite numbers"),
+        ([RESULT | {"bbox": "wide"}], "bbox must be .* got 'wide'"),
     ],
 )
 def test_faulty_results_are_told_in_one_line(tmp_path, content, message):
@@ -292,7 +314,9 @@ def test_people_without_a_picture_in_the_folder_are_left_out(tmp_path):
         ({"scale": None}, "there is no 'scale'"),
         ({"joints": np.zeros((COUNT, 14, 3))}, r"joints must be \[5, 16, 2\], got \[5, 14, 2\]"),
         ({"center": np.zeros((COUNT, 3))}, "expected MPII annotations"),
-        ({"head_size": np.zeros(4)}, r"head sizes must be \[5\], got \[4\]"),
+        ({"head_size": np.zeros(4)}, r"head must be \[5\], got \[4\]"),
+        ({"image_wh": np.zeros((COUNT, 2, 2))}, r"size must be \[5, 2\], got \[5, 2, 2\]"),
+        ({"is_val": np.ones((COUNT, 2), bool)}, r"validation must be \[5\], got \[5, 2\]"),
         ({"is_val": np.zeros(COUNT, bool)}, "no person of split 'val'"),
     ],
 )
@@ -385,6 +409,8 @@ def test_observer_centric_swaps_those_seen_from_behind(tmp_path):
     ("change", "message"),
     [
         ({"part": np.zeros((2, 9, 2))}, r"got \[2, 9, 2\], \[2, 11\]"),
+        ({"part": np.float64(1)}, r"got \[\], \[2, 11\]"),
+        ({"scale": np.array(["a", "b"])}, "must be numbers"),
         ({"scale": None}, "there is no 'valid_scale'"),
     ],
 )

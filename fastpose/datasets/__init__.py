@@ -87,7 +87,10 @@ def open_data(
         raise DataError(f"data must be one of {known}; got {text!r}")
     if images is not None and PATHS[kind] == "DIR":
         raise DataError(f"{text}: its pictures lie in the folder itself; got images {images}")
-    return KINDS[kind](Path(path), split, images, classes)
+    try:
+        return KINDS[kind](Path(path), split, images, classes)
+    except OSError as error:  # a name too long to ask for, or a folder that may not be read
+        raise DataError(f"{text[:200]}: {error.strerror}") from None
 
 
 def open_poses(text: str, split: str = "test") -> PoseData:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import repr as shortened
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fastpose.datasets.files import read_json
+from fastpose.datasets.files import finite_numbers, read_json
 from fastpose.datasets.samples import BoxData, BoxSample, CocoData, Sample
 from fastpose.errors import DataError
 from fastpose.skeleton import COCO17
@@ -123,11 +123,11 @@ def read_coco_results(path: Path, data: CocoData) -> list[dict[str, Any]]:
 
     Args:
         path: a JSON list of `{"image_id", "category_id", "keypoints", "score"}`, with x, y and a
-            score for each of the 17 joints.
+            score for each of the 17 joints; a "bbox" counts where every row has one.
         data: the set; its annotations' numbers of pictures and of the category are meant.
 
     Returns:
-        The rows of people.
+        The rows of people, with these entries alone.
 
     Raises:
         DataError: the file is missing, or a row is not what it should be or of no picture.
@@ -135,18 +135,26 @@ def read_coco_results(path: Path, data: CocoData) -> list[dict[str, Any]]:
     rows = read_json(path)
     if not isinstance(rows, list):
         raise DataError(f"{path}: expected a JSON list of COCO results")
-    for place, row in enumerate(rows):
-        where = f"{path}: result {place}"
-        if not isinstance(row, dict) or not {"image_id", "category_id", "score"} <= row.keys():
-            raise DataError(f"{where}: expected image_id, category_id, keypoints and score")
-        if not _known(row["image_id"], data.pictures):
-            raise DataError(f"{where}: no image of {data.split} has the id {row['image_id']!r}")
-        if type(row["score"]) not in (int, float) or not np.isfinite(row["score"]):
-            raise DataError(f"{where}: score must be a finite number, got {row['score']!r}")
-        if "keypoints" not in row:
-            raise DataError(f"{where}: expected image_id, category_id, keypoints and score")
-        _joints(row, where)
-    return [row for row in rows if row["category_id"] == data.category]
+    results = (_result(row, data, f"{path}: result {place}") for place, row in enumerate(rows))
+    return [row for row in results if row["category_id"] == data.category]
+
+
+def _result(row: Any, data: CocoData, where: str) -> dict[str, Any]:
+    """A row of results, in the numbers that COCO's evaluation computes with."""
+    keys = ("image_id", "category_id", "keypoints", "score")
+    if not isinstance(row, dict) or not row.keys() >= set(keys):
+        raise DataError(f"{where}: expected image_id, category_id, keypoints and score")
+    if not _known(row["image_id"], data.pictures):
+        raise DataError(
+            f"{where}: no image of {data.split} has the id {shortened(row['image_id'])}"
+        )
+    if finite_numbers(row["score"], ()) is None:
+        raise DataError(f"{where}: score must be a finite number, got {shortened(row['score'])}")
+    result = {key: row[key] for key in keys}
+    result["keypoints"] = _joints(row, where).reshape(-1).tolist()
+    if row.get("bbox"):
+        result["bbox"] = _bbox(row, where).tolist()
+    return result
 
 
 @dataclass(frozen=True)
@@ -186,9 +194,9 @@ class CocoFile:
             if not isinstance(row, dict) or not {"image_id", "category_id"} <= row.keys():
                 raise DataError(f"{where}: expected an object with image_id and category_id")
             if not _known(row["image_id"], self.images):
-                raise DataError(f"{where}: no image has the id {row['image_id']!r}")
+                raise DataError(f"{where}: no image has the id {shortened(row['image_id'])}")
             if not _known(row["category_id"], self.categories):
-                raise DataError(f"{where}: no category has the id {row['category_id']!r}")
+                raise DataError(f"{where}: no category has the id {shortened(row['category_id'])}")
             if row["category_id"] in numbers:
                 yield where, row
 
@@ -244,21 +252,23 @@ def annotated_box(
     Raises:
         DataError: `bbox` is not x, y, width and height.
     """
-    bbox = entry.get("bbox")
-    try:
-        x, y, width, height = np.array(bbox, np.float64)
-    except (TypeError, ValueError):
-        x = y = width = height = np.nan
-    if not np.isfinite([x, y, width, height]).all() or min(width, height) < 0:
-        raise DataError(
-            f"{where}: bbox must be x, y, width and height, finite and not negative in size, "
-            f"got {bbox!r}"
-        )
+    x, y, width, height = _bbox(entry, where)
     limits = np.array([size[1], size[0]] if size else [np.inf, np.inf])
     low = np.clip([x, y], 0, limits)
     high = np.clip([x + width, y + height], 0, limits)
     box = np.concatenate((low, high)).astype(np.float32)
     return box if (box[2:] > box[:2]).all() else None
+
+
+def _bbox(entry: dict[str, Any], where: str) -> npt.NDArray[np.float64]:
+    """[4] x, y, width and height."""
+    bbox = finite_numbers(entry.get("bbox"), (4,))
+    if bbox is None or bbox[2:].min() < 0:
+        raise DataError(
+            f"{where}: bbox must be x, y, width and height, finite and not negative in size, "
+            f"got {shortened(entry.get('bbox'))}"
+        )
+    return bbox
 
 
 def _check_joints(file: CocoFile, category: Any) -> None:
@@ -267,33 +277,33 @@ def _check_joints(file: CocoFile, category: Any) -> None:
     if names is not None and names != list(COCO17.joints):
         raise DataError(
             f"{file.path}: expected the {len(COCO17)} joints of COCO in their order, "
-            f"got {len(names)}: {', '.join(map(str, names))}"
+            f"got {shortened(names)}"
         )
 
 
 def _joints(entry: dict[str, Any], where: str) -> npt.NDArray[np.float64]:
     """[17, 3] x, y and flag; zeros where the annotation has none."""
-    values = entry.get("keypoints", [0] * 3 * len(COCO17))
-    joints: npt.NDArray[np.float64] = np.full((len(COCO17), 3), np.nan)
-    with suppress(TypeError, ValueError):
-        joints = np.array(values, np.float64).reshape(-1, 3)
-    if len(joints) != len(COCO17) or not np.isfinite(joints).all():
-        raise DataError(f"{where}: keypoints must be {3 * len(COCO17)} finite numbers")
-    return joints
+    count = 3 * len(COCO17)
+    values = finite_numbers(entry.get("keypoints", [0] * count), (count,))
+    if values is None:
+        raise DataError(f"{where}: keypoints must be {count} finite numbers")
+    return values.reshape(-1, 3)
 
 
 def _as_evaluated(
     entry: dict[str, Any], joints: npt.NDArray[np.float64], where: str
 ) -> dict[str, Any]:
     """What COCO's evaluation reads of an annotation."""
-    area = entry.get("area")
-    if not isinstance(area, (int, float)) or not np.isfinite(area):
-        raise DataError(f"{where}: area must be a finite number, got {area!r}")
+    area = finite_numbers(entry.get("area"), ())
+    if area is None or area < 0:
+        raise DataError(
+            f"{where}: area must be a finite number from 0, got {shortened(entry.get('area'))}"
+        )
     return {
         "image_id": entry["image_id"],
         "category_id": entry["category_id"],
         "bbox": entry["bbox"],
-        "area": area,
+        "area": float(area),
         "iscrowd": int(bool(entry.get("iscrowd"))),
         "keypoints": joints.reshape(-1).tolist(),
         "num_keypoints": int((joints[:, 2] > 0).sum()),
@@ -349,10 +359,10 @@ def _by_id(rows: Any, where: str, read: Any) -> dict[Any, Any]:
         try:
             number, value = row["id"], read(row)
             twice = number in found
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise DataError(f"{where}[{place}]: expected an object of the COCO format") from None
         if twice:
-            raise DataError(f"{where}[{place}]: the id {number!r} is there twice")
+            raise DataError(f"{where}[{place}]: the id {shortened(number)} is there twice")
         found[number] = value
     return found
 

@@ -15,6 +15,8 @@ import numpy.typing as npt
 from fastpose.datasets.samples import PoseData
 from fastpose.errors import DataError
 
+LARGEST = 1e30  # a coordinate beyond it is damage; below it, single precision holds sums
+
 
 def read_json(path: Path) -> Any:
     """The content of a JSON file, which may be packed by gzip (.gz).
@@ -29,6 +31,19 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
     except ValueError as error:  # a UnicodeDecodeError is one
         raise DataError(f"{path}: no JSON: {error}") from None
+    except RecursionError:
+        raise DataError(f"{path}: JSON that is nested too deeply") from None
+
+
+def finite_numbers(values: Any, shape: tuple[int, ...]) -> npt.NDArray[np.float64] | None:
+    """What a JSON file has for an array of this shape; None if it is anything else."""
+    try:
+        array = np.asarray(values)
+    except ValueError:  # rows of several lengths
+        return None
+    if array.shape != shape or array.dtype.kind not in "iuf":
+        return None
+    return array.astype(np.float64) if bool((np.abs(array) < LARGEST).all()) else None
 
 
 def read_image(path: Path) -> npt.NDArray[np.uint8]:
@@ -105,7 +120,7 @@ def _read_array(path: Path) -> npt.NDArray[Any]:
             return np.lib.format.read_array(file, allow_pickle=False)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}") from None
-    except ValueError:
+    except (ValueError, MemoryError):  # a damaged header may ask for any size
         raise DataError(f"{path}: expected a .npy array of numbers") from None
 
 

@@ -43,12 +43,14 @@ def read_flic(path: Path, split: str, images: Path | None = None) -> PoseData:
         raise DataError(f"{path}: expected FLIC's annotations; there is no {missing[0]!r}")
     part, visible, centre, scale, image = (arrays[f"{wanted}_{name}"] for name in fields)
     shapes = [list(a.shape) for a in (part, visible, centre, scale, image)]
-    count = len(part)
+    count = shapes[0][0] if part.ndim else 0
     if shapes != [[count, 11, 2], [count, 11], [count, 2], [count], [count]]:
         raise DataError(
             f"{path}: part, visible, center, scale and image must be [N, 11, 2], [N, 11], [N, 2], "
             f"[N] and [N], got {', '.join(map(str, shapes))}"
         )
+    if any(a.dtype.kind not in "biuf" for a in (part, visible, centre, scale)):
+        raise DataError(f"{path}: part, visible, center and scale must be numbers")
     joints = part[:, KEPT].astype(np.float32) - 1
     labelled = (visible[:, KEPT] > 0) & np.isfinite(joints).all(axis=-1)
     half = 100 * scale[:, None]

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import repr as shortened
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fastpose.datasets.files import read_json
+from fastpose.datasets.files import finite_numbers, read_json
 from fastpose.datasets.samples import PoseData, Sample
 from fastpose.errors import BackendError, DataError
 from fastpose.skeleton import LSP14
@@ -105,21 +106,23 @@ def _json_rows(folder: Path) -> Iterator[_Row]:
         raise DataError(f"{path}: expected a JSON object with a list 'images'")
     for number, row in enumerate(rows):
         try:
-            joints = np.array(row["joints"], np.float32)
+            joints = finite_numbers(row["joints"], (len(LSP14), 3))
             image, split = folder / "images" / row["file"], row["split"]
             size = (int(row["height"]), int(row["width"]))
             crop = row.get("crop")
             zoom = None if crop is None else size[1] / (crop[2] - crop[0])
-        except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError, AttributeError):
+        except (KeyError, TypeError, ValueError, IndexError, ArithmeticError, AttributeError):
             raise DataError(
                 f"{path}: images[{number}]: expected file, split, width, height and joints "
                 "[14, 3] of the Leeds format"
             ) from None
-        if joints.shape != (len(LSP14), 3):
+        if joints is None:
             raise DataError(
-                f"{path}: images[{number}]: joints must be [14, 3], got {list(joints.shape)}"
+                f"{path}: images[{number}]: joints must be [14, 3] finite numbers, "
+                f"got {shortened(row['joints'])}"
             )
-        yield _Row(image, size, split, joints[:, :2], joints[:, 2] > 0, zoom)
+        places = joints[:, :2].astype(np.float32)
+        yield _Row(image, size, split, places, joints[:, 2] > 0, zoom)
 
 
 def _mat_joints(path: Path) -> npt.NDArray[Any]:

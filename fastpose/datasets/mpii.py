@@ -93,13 +93,20 @@ class _Table:
 
     def __post_init__(self) -> None:
         n, k = len(self.image), len(MPII16)
-        shapes = {"joints": (n, k, 2), "labelled": (n, k), "visible": (n, k), "boxes": (n, 4)}
+        shapes = {
+            "image": (n,),
+            "joints": (n, k, 2),
+            "labelled": (n, k),
+            "visible": (n, k),
+            "boxes": (n, 4),
+            "head": (n,),
+            "size": (n, 2),
+            "validation": (n,),
+        }
         for name, shape in shapes.items():
-            came = getattr(self, name).shape
-            if came != shape:
-                raise ValueError(f"{name} must be {list(shape)}, got {list(came)}")
-        if self.head.shape != (n,):
-            raise ValueError(f"head sizes must be {[n]}, got {list(self.head.shape)}")
+            array = getattr(self, name)
+            if array is not None and array.shape != shape:
+                raise ValueError(f"{name} must be {list(shape)}, got {list(array.shape)}")
 
     def rows(self, keep: npt.NDArray[np.bool_]) -> _Table:
         """The people that `keep` [N] marks."""
@@ -146,7 +153,7 @@ def _read(path: Path) -> _Table:
         return _from_list(read_json(path))
     except KeyError as error:
         raise DataError(f"{path}: expected MPII annotations; there is no {error}") from None
-    except (TypeError, ValueError, IndexError) as error:
+    except (TypeError, ValueError, IndexError, OverflowError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{path}: expected MPII annotations: {error}") from None
