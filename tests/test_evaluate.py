@@ -178,6 +178,12 @@ def test_pckh_takes_all_joints_together_and_half_of_the_head():
     assert next(iter(report.metrics)) == "pckh@0.5"
 
 
+def test_a_model_does_not_run_where_no_head_has_a_size():
+    data = PoseData("mpii", MPII16, (mpii_sample(np.nan),))
+    with pytest.raises(DataError, match="no sizes of heads, which PCKh divides by"):
+        evaluate_model(None, data)
+
+
 def test_people_whose_head_has_no_size_do_not_count():
     data = mpii(mpii_sample(20.0), mpii_sample(np.nan))
     report = evaluate_predictions(data, off(data, (1, "left_hip", 999.0)))

@@ -144,12 +144,7 @@ def mpii_report(data: PoseData, predicted: npt.NDArray[np.floating]) -> Report:
         evaluation has it; pckh@0.5_mean, the mean of the rates of the 14 joints, which others
         print; pckh@0.5_head ... pckh@0.5_ankle, the means of both sides.
     """
-    heads = np.array([s.head_size for s in data.samples])
-    if np.isnan(heads).all():
-        raise DataError(
-            "this MPII set has no sizes of heads, which PCKh divides by: they are in "
-            "mpii_16joints.npz and mpii_val_reference.npz, for the validation split"
-        )
+    heads = head_sizes(data)
     names = data.skeleton.joints
     counted = [k for k, name in enumerate(names) if name not in UNSCORED]
     scored = _score(data, predicted, heads)
@@ -163,6 +158,21 @@ def mpii_report(data: PoseData, predicted: npt.NDArray[np.floating]) -> Report:
     metrics["pckh@0.1"] = pooled["pckh@0.1"]
     rule = "PCKh by 0.6 of the head's diagonal, all joints together without pelvis and thorax"
     return scored.report(data, metrics, rates, rule, UNSCORED)
+
+
+def head_sizes(data: PoseData) -> Doubles:
+    """[N] lengths that PCKh divides by; NaN where one is not known.
+
+    Raises:
+        DataError: none is known.
+    """
+    heads = np.array([s.head_size for s in data.samples])
+    if np.isnan(heads).all():
+        raise DataError(
+            "this MPII set has no sizes of heads, which PCKh divides by: they are in "
+            "mpii_16joints.npz and mpii_val_reference.npz, for the validation split"
+        )
+    return heads
 
 
 def flic_report(data: PoseData, predicted: npt.NDArray[np.floating]) -> Report:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from fastpose.crop import crop_people
 from fastpose.datasets import CocoData, PoseData, read_image
 from fastpose.errors import ModelError
-from fastpose.evaluate.joints import evaluate_predictions
+from fastpose.evaluate.joints import evaluate_predictions, head_sizes
 from fastpose.evaluate.report import Report
 from fastpose.geometry import Doubles, frame_box
 from fastpose.models.joints import locate_joints
@@ -36,7 +36,13 @@ def evaluate_model(
     batch: int = 32,
     progress: Callable[[int], None] | None = None,
 ) -> Report:
-    """Run a model over a data set and score it; arguments and errors as in `predict_joints`."""
+    """Run a model over a data set and score it; arguments and errors as in `predict_joints`.
+
+    Raises:
+        DataError: an MPII set without the sizes of heads, told before the model runs.
+    """
+    if data.name == "mpii":
+        head_sizes(data)
     return evaluate_predictions(
         data, predict_joints(engine, data, flip=flip, batch=batch, progress=progress)
     )
