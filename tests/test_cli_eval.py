@@ -9,7 +9,7 @@ import test_pose_data as poses
 from test_datasets import JOINTS, row, write
 from test_evaluate import DotEngine
 
-from fastpose import engines
+from fastpose import datasets, engines
 from fastpose.cli import main
 
 PEOPLE = 3
@@ -78,6 +78,10 @@ def test_limit_takes_the_first(lsp, capsys):
         (["--predictions", "{}/predicted.npy", "--data", "voc:{}"], "must be one of lsp:DIR"),
         (["--predictions", "{}/short.npy", "--data", "lsp:{}/lsp"], "expected [3, 14, 2]"),
         (["--predictions", "{}/vast.npy", "--data", "lsp:{}/lsp"], "expected a .npy array"),
+        (
+            ["--predictions", "{}/predicted.npy", "--data", "lsp:{}/lsp", "--flip"],
+            "--flip is for a model, got --predictions",
+        ),
         (["no-such-model", "--data", "lsp:{}/lsp"], "unknown model 'no-such-model'; known: "),
     ],
 )
@@ -90,6 +94,17 @@ def test_a_fault_of_the_input_is_one_line(lsp, capsys, args, message):
     assert (code, out) == (2, "")
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_what_no_memory_holds_is_one_line(lsp, capsys, monkeypatch):
+    def read(*_):
+        raise MemoryError("Unable to allocate 112. GiB")
+
+    monkeypatch.setattr(datasets, "read_predictions", read)
+    args = ["--predictions", lsp / "predicted.npy", "--data", f"lsp:{lsp / 'lsp'}"]
+    code, out, err = run(capsys, *args)
+    assert (code, out) == (2, "")
+    assert err == "fastpose eval: not enough memory: Unable to allocate 112. GiB\n"
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,11 @@ def _run(args: argparse.Namespace, interrupts: list[int]) -> int:
             raise
         print(f"fastpose {args.verb}: {error}", file=sys.stderr)
         return UNUSABLE
+    except MemoryError as error:  # such as an input of a size that no machine holds
+        if args.debug:
+            raise
+        print(f"fastpose {args.verb}: not enough memory: {error}", file=sys.stderr)
+        return UNUSABLE
     except BrokenPipeError:
         # whoever read our output has gone; Python would complain again when it flushes at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -125,7 +125,8 @@ def _check(args: argparse.Namespace, data: PoseData | BoxData) -> None:
     """Refuse what this set cannot use.
 
     Raises:
-        DataError: an option is given that belongs to other sets.
+        DataError: an option is given that belongs to other sets, or with predictions, which have
+            been made without it.
     """
     from fastpose.errors import DataError
 
@@ -137,6 +138,10 @@ def _check(args: argparse.Namespace, data: PoseData | BoxData) -> None:
         "--flip": (args.flip, {"lsp", "lspet", "mpii", "flic", "coco"}),
         "--predictions": (args.predictions, {"lsp", "lspet", "mpii", "flic", "coco"}),
     }
+    alone = {"--flip": args.flip, "--boxes": args.boxes, "--detector": args.detector}
+    for option, value in alone.items():
+        if args.predictions and value:
+            raise DataError(f"{option} is for a model, got --predictions {args.predictions}")
     for option, (value, kinds) in fitting.items():
         if value and data.name not in kinds:
             raise DataError(f"{option} is for {', '.join(sorted(kinds))} data, got {args.data}")
