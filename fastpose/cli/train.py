@@ -80,7 +80,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--terms",
-        default="",
         metavar="TEXT",
         help="detectors: terms of the boxes: pictures and labels, for the card",
     )
@@ -127,14 +126,14 @@ def _train_pose(args: argparse.Namespace, spec: ModelSpec, device: str) -> dict[
     from fastpose.train.release import release
     from fastpose.train.tasks import PoseRecipe, PoseTask
 
-    _refuse(args, spec, "--samples", "--teacher")
+    _refuse(args, spec, "--samples", "--teacher", "--terms")
     if len(args.val) > 1:
         raise DataError(f"{spec.name} is measured on one set, got {len(args.val)} of --val")
+    start = _start(args.start)
     sets = [open_poses(text, split="train") for text in args.data]
     validation = open_poses(args.val[0], split="test") if args.val else None
     recipe = PoseRecipe(**_recipe(args, _schedule("128x96:26,192x160:12")))
     make_folder(args.out)
-    start = _start(args.start)
     task = PoseTask(spec, TrainingSet(sets), recipe, start)
     network = _fit(args, task, device)
     return release(
@@ -150,7 +149,7 @@ def _train_pose(args: argparse.Namespace, spec: ModelSpec, device: str) -> dict[
 
 
 def _train_detector(args: argparse.Namespace, spec: DetectorSpec, device: str) -> dict[str, Any]:
-    from fastpose.datasets import open_boxes, open_data
+    from fastpose.datasets import open_data
     from fastpose.models.fpn import FPNDetector
     from fastpose.sinks.files import make_folder
     from fastpose.train.release import release_detector
@@ -158,19 +157,23 @@ def _train_detector(args: argparse.Namespace, spec: DetectorSpec, device: str) -
     from fastpose.train.tasks import DetectorRecipe, DetectorTask
 
     recipe = DetectorRecipe(**_recipe(args, ((spec.size, 16),)))
+    start = _start(args.start)
     read = {
         text: open_data(text, split="train", classes=spec.classes)
         for text in dict.fromkeys(args.data)
     }
-    validation = [(Path(text).name, open_boxes(text, split="val")) for text in args.val]
+    taught = sorted({data.name for data in read.values() if isinstance(data, PoseData)})
+    if taught and not args.teacher:
+        raise DataError(
+            f"{' and '.join(taught)}: no boxes of all the people; give --teacher FILE.onnx"
+        )
+    validation = _validation(args.val)
     make_folder(args.out)
     boxed = {text: _boxes(args, data) for text, data in read.items()}
     sets = [boxed[text] for text in args.data]
-    start = _start(args.start)
     task = DetectorTask(spec, SceneSet(sets), recipe, start)
     network = _fit(args, task, device)
     assert isinstance(network, FPNDetector), "made by the task"
-    taught = sorted({data.name for data in read.values() if isinstance(data, PoseData)})
     return release_detector(
         network,
         spec,
@@ -184,9 +187,24 @@ def _train_detector(args: argparse.Namespace, spec: DetectorSpec, device: str) -
         "agrees with the joints."
         if taught
         else "",
-        terms=args.terms,
+        terms=args.terms or "",
         validation=validation,
     )
+
+
+def _validation(texts: list[str]) -> list[tuple[str, BoxData]]:
+    """Each set under the name of its folder, by which the card tells them apart."""
+    from fastpose.datasets import open_boxes
+
+    found = {}
+    for text in texts:
+        name, data = Path(text.partition(":")[2]).name, open_boxes(text, split="val")
+        if name in found:
+            raise DataError(f"--val {text}: another set is called {name} too; rename a folder")
+        if all(sample.ignored.all() for sample in data.samples):
+            raise DataError(f"--val {text}: nobody is in it to be found")
+        found[name] = data
+    return list(found.items())
 
 
 def _boxes(args: argparse.Namespace, data: PoseData | BoxData) -> BoxData:
@@ -196,8 +214,6 @@ def _boxes(args: argparse.Namespace, data: PoseData | BoxData) -> BoxData:
 
     if isinstance(data, BoxData):
         return data
-    if not args.teacher:
-        raise DataError(f"{data.name} has no boxes of all its people; give --teacher FILE.onnx")
     with closing(open_detector(args.teacher, score=DOUBTFUL, threads=args.threads)) as teacher:
         progress = Progress(data.name, len(data), unit="pictures")
         taught = teach_boxes(data, teacher, lambda count: progress.step(count=count))
@@ -242,8 +258,13 @@ def _start(text: str | None) -> Path | None:
     from fastpose.models import DETECTORS, MODELS
     from fastpose.models.trained import weights_path
 
-    if text is None or text not in (*MODELS, *DETECTORS):
-        return None if text is None else Path(text)
+    if text is None:
+        return None
+    if text not in (*MODELS, *DETECTORS):
+        if not Path(text).is_file():
+            known = ", ".join((*MODELS, *DETECTORS))
+            raise WeightsError(f"--start {text}: no such file; it is a file or one of {known}")
+        return Path(text)
     path = weights_path(text)
     if path is None:
         raise WeightsError(f"{text} has no trained weights here")
