@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -252,6 +253,8 @@ def _is_safetensors(path: Path) -> bool:
 
 
 def _read_torch(path: Path) -> Any:
+    if _is_packed(path):
+        raise WeightsError(f"{path}: a packed archive, which torch.save never makes; unpack it")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a pickle protocol that it may not know
@@ -266,6 +269,19 @@ def _read_torch(path: Path) -> Any:
     if "TorchScript" in reason:
         raise WeightsError(f"{path}: a TorchScript archive, which is code; {WRAP}")
     raise WeightsError(f"{path}: damaged, cut off, or no checkpoint of torch.save or safetensors")
+
+
+def _is_packed(path: Path) -> bool:
+    """Its tensors may unpack to any size, and torch would fill the memory with them."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(
+                entry.compress_type != zipfile.ZIP_STORED
+                for entry in archive.infolist()
+                if re.search(r"/data(\.pkl$|/)", entry.filename)
+            )
+    except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError, OSError):
+        return False  # the older format of torch.save, or damage, which torch tells
 
 
 def _unwrapped(content: Any) -> Mapping[Any, Any]:

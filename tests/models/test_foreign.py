@@ -220,6 +220,19 @@ def test_torchscript_is_refused_and_a_plain_zip(tmp_path: Path) -> None:
     assert refused(tmp_path / "z.pth").startswith("damaged, cut off, or no checkpoint")
 
 
+@pytest.mark.parametrize("part", ["data.pkl", "data/0"])
+def test_an_archive_that_unpacks_to_more_than_it_is(tmp_path: Path, part: str) -> None:
+    path = saved(tensors(), tmp_path / "c.pth")
+    with zipfile.ZipFile(path) as whole:
+        content = {name: whole.read(name) for name in whole.namelist()}
+    with zipfile.ZipFile(tmp_path / "packed.pth", "w") as archive:
+        for name, data in content.items():
+            packed = zipfile.ZIP_DEFLATED if name.endswith(part) else zipfile.ZIP_STORED
+            archive.writestr(name, data, packed)
+    assert torch.load(tmp_path / "packed.pth", weights_only=True), "torch would have read it"
+    assert refused(tmp_path / "packed.pth").startswith("a packed archive, which torch.save never")
+
+
 def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(*_: Any) -> None:
         raise PermissionError(13, "Permission denied")
