@@ -502,6 +502,23 @@ def test_weights_in_a_file_of_their_own_are_refused(tmp_path, kind):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["net.onnx", "there"]
 
 
+def test_a_file_that_is_no_manifest_is_not_replaced(tmp_path, capsys):
+    graph = heatmap_network(tmp_path / "net.onnx", ANY[:2])
+    own, out = tmp_path / "own.json", tmp_path / "own.onnx"
+    own.write_text('{"name": "own", "joints": ["a", "b"]}')
+    words = (graph, "--skeleton", own, "--convention", "udp", *PLAIN_FLAGS, "--out")
+    status, _, err = wrap(capsys, *words, out)
+    assert status == 2
+    assert f"{own}: is there already and is no manifest" in err
+    assert own.read_text() == '{"name": "own", "joints": ["a", "b"]}'
+    assert not out.exists()
+    for _ in range(2):  # its own manifest is replaced
+        assert wrap(capsys, *words, tmp_path / "bundle.onnx")[0] == 0
+    (tmp_path / "other.json").mkdir()
+    assert wrap(capsys, *words, tmp_path / "other.onnx")[0] == 2
+    assert not (tmp_path / "other.onnx").exists()
+
+
 def test_a_graph_that_was_changed_after_it_was_wrapped(tmp_path):
     manifest = bundle(heatmap_network(tmp_path / "net.onnx", ANY), convention="msra")
     heatmap_network(manifest.with_suffix(".onnx"), ANY * 2)

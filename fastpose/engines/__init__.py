@@ -360,15 +360,32 @@ def wrap_network(
 
 
 def _bundle_file(out: str | Path) -> Path:
-    if Path(out).suffix != ".onnx":
+    """Where a bundle is to be written, and what lies there may be replaced.
+
+    Raises:
+        EngineError: the name is no bundle's, or its manifest would replace another sort of file,
+            which may be all that somebody has of a skeleton or of annotations.
+    """
+    out = Path(out)
+    if out.suffix != ".onnx":
         raise EngineError(f"{out}: the file of an engine must end in .onnx")
-    return Path(out)
+    path = out.with_suffix(".json")
+    if path.exists():
+        try:
+            Manifest.load(path)
+        except EngineError:
+            raise EngineError(
+                f"{path}: is there already and is no manifest of an engine; "
+                "give the bundle another name"
+            ) from None
+    return out
 
 
 def _write_bundle(kind: str, out: Path, request: Request) -> Path:
     """Copy the request's file to `out` and describe what it is there, after it has run once."""
     assert request.file is not None, "a graph is needed"
-    with replaced(out) as temporary:
+    path = out.with_suffix(".json")
+    with replaced(path) as description, replaced(out) as temporary:
         temporary.write_bytes(request.file.read_bytes())
         try:
             opened = _open(kind, replace(request, file=temporary))
@@ -380,8 +397,7 @@ def _write_bundle(kind: str, out: Path, request: Request) -> Path:
                 f"in a file beside it): {reason}"
             ) from None
         opened.close()
-    path = out.with_suffix(".json")
-    replace(opened.manifest, file=out.name).save(path)
+        replace(opened.manifest, file=out.name).save(description)
     return path
 
 

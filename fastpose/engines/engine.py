@@ -317,10 +317,10 @@ def _check_ports(
         for (axes, dtype), shape in zip(found, shapes, strict=True)
     )
     if not fits:
-        wanted = " and ".join(f"one float32 {_axes((None, *shape))}" for shape in shapes)
+        wanted = " and ".join(f"one float32 {axes_text((None, *shape))}" for shape in shapes)
         raise EngineError(
             f"{graph}: the {side} must be {wanted}, got "
-            + "; ".join(f"{dtype} {_axes(axes)}" for axes, dtype in found)
+            + "; ".join(f"{dtype} {axes_text(axes)}" for axes, dtype in found)
         )
 
 
@@ -335,7 +335,7 @@ def check_feeds(inputs: Mapping[str, Port], feeds: Mapping[str, npt.NDArray[Any]
         )
         if not fits or array.dtype != dtype:
             raise ValueError(
-                f"{name} must be {dtype} {_axes(shape)}, got {array.dtype} {list(array.shape)}"
+                f"{name} must be {dtype} {axes_text(shape)}, got {array.dtype} {list(array.shape)}"
             )
 
 
@@ -345,5 +345,6 @@ def cause(error: Exception) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
-def _axes(shape: tuple[int | None, ...]) -> str:
+def axes_text(shape: tuple[int | None, ...]) -> str:
+    """The axes of a port, for errors."""
     return "[" + ", ".join("any" if axis is None else str(axis) for axis in shape) + "]"

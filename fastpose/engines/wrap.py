@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastpose.engines.engine import Port
+from fastpose.engines.engine import Port, axes_text
 from fastpose.errors import ModelError
 from fastpose.geometry import CONVENTIONS
 from fastpose.models import IMAGENET_MEAN, IMAGENET_STD
@@ -117,14 +117,15 @@ def input_size(
     if len(axes) != 4 or axes[1] not in (None, 3) or dtype != np.float32:
         raise ModelError(
             f"{graph}: the input must be one float32 [N, 3, h, w], got "
-            + "; ".join(f"{dtype} {_axes(axes)}" for axes, dtype in found)
+            + "; ".join(f"{dtype} {axes_text(axes)}" for axes, dtype in found)
         )
     if stated is None and (axes[2] is None or axes[3] is None):
         raise ModelError(f"{graph}: its input may have any size: state --size HxW, such as 256x192")
     height, width = stated or (axes[2] or 0, axes[3] or 0)
     if axes[2] not in (None, height) or axes[3] not in (None, width):
         raise ModelError(
-            f"{graph}: --size {height}x{width} (height x width), but the graph takes {_axes(axes)}"
+            f"{graph}: --size {height}x{width} (height x width), but the graph takes "
+            f"{axes_text(axes)}"
         )
     return height, width
 
@@ -300,7 +301,3 @@ def _check_stated(graph: Path, said: Statement) -> None:
             f"{graph}: the graph cannot tell how its pictures were made: state "
             f"{', '.join(missing)}; --like {', '.join(FAMILIES)} states what is known of these"
         )
-
-
-def _axes(shape: Sequence[int | None]) -> str:
-    return "[" + ", ".join("any" if axis is None else str(axis) for axis in shape) + "]"
