@@ -19,8 +19,9 @@ from fastpose.detect.fpn import TwoStageDetector  # noqa: E402
 from fastpose.errors import ModelError, WeightsError  # noqa: E402
 from fastpose.evaluate import FLOOR, evaluate_detector  # noqa: E402
 from fastpose.models import create, create_detector  # noqa: E402
-from fastpose.models.anchors import RPN_WEIGHTS, anchors, decode, encode, overlaps  # noqa: E402
+from fastpose.models.anchors import HEAD_WEIGHTS, anchors, decode, encode, overlaps  # noqa: E402
 from fastpose.models.weights import save_weights, start_detector  # noqa: E402
+from fastpose.train import detection  # noqa: E402
 from fastpose.train.detection import (  # noqa: E402
     ANCHORS,
     assign_anchors,
@@ -86,13 +87,13 @@ def test_each_object_of_a_crowd_has_an_anchor_of_its_own_choice():
 
 
 def test_anchors_in_ignored_regions_are_neither_unless_they_are_objects():
-    around = np.array([(0, 0, 40, 40), (60, 0, 100, 40), (35, 0, 75, 40), (200, 0, 240, 40)], F)
+    around = np.array([(0, 0, 40, 40), (8, 0, 45, 40), (35, 0, 75, 40), (200, 0, 240, 40)], F)
     boxes = np.array([(0, 0, 45, 60), (2, 2, 42, 40)], F)
     labels, nearest = assign_anchors(around, boxes, np.array([True, False]))
-    np.testing.assert_array_equal(labels, [1, 0, 0, 0])
-    assert nearest[0] == 1  # not the ignored one, which overlaps too
+    np.testing.assert_array_equal(labels, [1, 1, 0, 0])
+    assert nearest[:2].tolist() == [1, 1]  # not the ignored one, which overlaps too
     labels, _ = assign_anchors(around, boxes[:1], np.array([True]))
-    np.testing.assert_array_equal(labels, [-1, 0, 0, 0])
+    np.testing.assert_array_equal(labels, [-1, -1, 0, 0])
 
 
 def test_a_picture_of_nobody_is_all_background():
@@ -245,13 +246,34 @@ def test_losses_of_nothing_are_zero():
     loss.backward()
 
 
-def test_what_is_taught_undoes_the_step_that_was_made():
-    """Where the head's answer is the target, decoding gives the true box."""
-    target = np.array([[30, 10, 60, 58]], F)
-    around = np.array([[24, 4, 64, 60]], F)
-    np.testing.assert_allclose(
-        decode(encode(target, around, RPN_WEIGHTS), around, RPN_WEIGHTS), target, atol=1e-4
-    )
+def test_what_the_head_is_taught_is_what_its_answers_are_read_as(monkeypatch):
+    """Decoded as the detector does, the steps that are right give the true boxes."""
+    targets = [(30, 10, 60, 58), (5, 5, 25, 40)]
+    batch = scene((targets, [False, False]))
+    seen = []
+
+    def note(real):
+        def run(*args, **options):
+            seen.append(args)
+            return real(*args, **options)
+
+        return run
+
+    monkeypatch.setattr(detection, "pool_regions", note(detection.pool_regions))
+    monkeypatch.setattr(detection, "head_loss", note(detection.head_loss))
+    network = make_tiny().train()
+    pyramid, logits, _ = network(torch.from_numpy(batch.images))
+    around, _ = anchors(TINY, SIZE)
+    near = np.add(targets[0], (3, -4, 5, 2), dtype=F)  # where every anchor sees the first of them
+    deltas = torch.from_numpy(encode(np.broadcast_to(near, around.shape), around))[None]
+    detection_loss(network, (pyramid, logits, deltas), batch, TINY, regions=16, rng=rng())
+    (_, boxes, source, _), (_, _, kinds, steps) = seen
+    assert (source == 0).all()
+    hits = kinds > 0
+    assert np.abs(steps[hits]).max() > 0.5
+    found = decode(steps[hits], boxes[hits], HEAD_WEIGHTS)
+    overlap, _ = overlaps(boxes[hits], np.array(targets, F))
+    np.testing.assert_allclose(found, np.array(targets)[overlap.argmax(1)], atol=1e-3)
 
 
 def test_every_part_is_taught():
