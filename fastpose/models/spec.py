@@ -8,6 +8,8 @@ from typing import Any
 
 from fastpose.crop import Window
 from fastpose.errors import ModelError
+from fastpose.geometry import CONVENTIONS
+from fastpose.ops.decode import METHODS
 from fastpose.skeleton import SKELETONS, Skeleton, skeleton
 
 OUTPUTS = ("heatmap", "simcc")
@@ -69,10 +71,35 @@ class ModelSpec:
             raise ModelError(
                 f"{self.name}: output must be {' or '.join(OUTPUTS)}, got {self.output!r}"
             )
-        if not (math.isfinite(self.split) and self.split > 0):
-            raise ModelError(f"{self.name}: split must be positive and finite, got {self.split!r}")
+        for key, names in (("convention", tuple(CONVENTIONS)), ("method", METHODS)):
+            if getattr(self, key) not in names:
+                raise ModelError(
+                    f"{self.name}: {key} must be one of {', '.join(names)}, "
+                    f"got {getattr(self, key)!r}"
+                )
+        self._check_numbers("mean", 3, least=-math.inf)
+        self._check_numbers("std", 3)
+        self._check_numbers("padding", 2 if isinstance(self.padding, tuple) else None)
+        for key in ("sigma", "peak_value", "split"):
+            self._check_numbers(key, None)
+        sides = self.size if isinstance(self.size, tuple) and len(self.size) == 2 else ()
+        if not sides or any(type(n) is not int or n < 1 for n in (*sides, self.stride)):
+            raise ModelError(
+                f"{self.name}: size (h, w) and stride must be positive whole numbers, "
+                f"got {self.size!r} and {self.stride!r}"
+            )
         if self.size[0] % self.stride or self.size[1] % self.stride:
             raise ModelError(f"{self.name}: size {self.size} is no multiple of {self.stride}")
+
+    def _check_numbers(self, key: str, count: int | None, least: float = 0.0) -> None:
+        """Raise ModelError unless the field is one number above `least`, or `count` of them."""
+        value = getattr(self, key)
+        numbers = (value,) if count is None else value
+        fits = isinstance(numbers, tuple) and len(numbers) == (count or 1)
+        if not fits or not all(type(n) in (int, float) and least < n < math.inf for n in numbers):
+            wanted = f"{count} numbers, " if count else ""
+            sort = "finite" if least else "positive and finite"
+            raise ModelError(f"{self.name}: {key} must be {wanted}{sort}, got {value!r}")
 
     @property
     def joints(self) -> Skeleton:
