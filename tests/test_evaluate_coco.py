@@ -272,6 +272,15 @@ def test_results_on_the_command_line(two, capsys):
     assert document["metrics"]["apm"] is None
 
 
+def test_boxes_of_another_set_are_told(dotted, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(engines, "open_engine", lambda *_, **__: CocoDots())
+    (tmp_path / "b.json").write_text(json.dumps([{"image_id": 99, "bbox": [1, 2, 3, 4]}]))
+    args = ["eval", "dots", "--data", dotted, "--boxes", str(tmp_path / "b.json")]
+    assert main(args) == 2
+    err = capsys.readouterr().err
+    assert err.endswith("b.json: has no box in any of the 2 pictures\n")
+
+
 @pytest.mark.parametrize(
     ("options", "boxes"),
     [([], "gt"), (["--detector", "x.onnx"], "x.onnx"), (["--boxes", "{}/b.json"], "{}/b.json")],

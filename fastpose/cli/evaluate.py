@@ -193,12 +193,20 @@ def _measure_coco(args: argparse.Namespace, data: CocoData) -> Measured:
 
 
 def _boxes(args: argparse.Namespace, data: CocoData) -> list[Boxes]:
-    """The boxes of each picture, from where the options say."""
+    """The boxes of each picture, from where the options say.
+
+    Raises:
+        DataError: those of a file are of none of the pictures, and so of another set.
+    """
     from fastpose.detect import read_boxes
+    from fastpose.errors import DataError
     from fastpose.evaluate import annotated_boxes, detected_boxes, listed_boxes
 
     if args.boxes:
-        return listed_boxes(data, read_boxes(args.boxes))
+        boxes = listed_boxes(data, read_boxes(args.boxes))
+        if not any(map(len, boxes)):
+            raise DataError(f"{args.boxes}: has no box in any of the {len(boxes)} pictures")
+        return boxes
     if not args.detector:
         return annotated_boxes(data)
     with closing(_open_detector(args, args.detector)) as detector:
