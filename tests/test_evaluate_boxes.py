@@ -73,6 +73,11 @@ def test_the_mean_is_over_ten_overlaps(share, right):
     assert report.metrics["det_ap50"] == (right > 0)
 
 
+def test_half_an_overlap_is_enough():
+    half = (*BOX[:2], BOX[2] + 100, BOX[3])  # twice the width: an overlap of exactly a half
+    assert score((truth(BOX), found((*half, 0.9)))).metrics["det_ap50"] == 1
+
+
 def test_precision_is_that_of_the_same_recall_or_a_higher_one():
     # surest first: wrong, right, right of 4: precision 1/2 at recall 1/4, 2/3 at 1/2
     far = (500, 500, 600, 600)

@@ -261,6 +261,14 @@ def test_a_family_states_what_is_known_of_it(tmp_path, capsys):
     assert spec(heatmap_network, "simplebaseline", "--bgr")["rgb"] is False
 
 
+@pytest.mark.parametrize(("convention", "method"), [("udp", "udp"), ("msra", "quarter")])
+def test_what_is_taken_where_nothing_is_stated(tmp_path, convention, method):
+    graph = heatmap_network(tmp_path / "net.onnx", ANY, (384, 288), convention=convention)
+    spec = Manifest.load(bundle(graph, convention=convention, method=None)).spec
+    assert (spec.method, spec.sigma) == (method, 3.0)  # 2 on maps of 64 rows, 3 on those of 96
+    assert (spec.padding, spec.peak_value) == (1.25, 1.0)
+
+
 def test_the_lines_of_the_readme(tmp_path, monkeypatch, capsys):
     """On graphs with the names and shapes of the files that they are for."""
     monkeypatch.chdir(tmp_path)
