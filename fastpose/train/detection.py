@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastpose.detect.regions import pool_regions, select_proposals
-from fastpose.models.anchors import HEAD_WEIGHTS, anchors, encode, overlaps
+from fastpose.models.anchors import HEAD_WEIGHTS, anchors, clip, encode, overlaps
 from fastpose.models.fpn import FPNDetector
 from fastpose.models.spec import DetectorSpec
 from fastpose.train.scenes import SceneBatch
@@ -88,11 +88,13 @@ def proposal_loss(
     rng: np.random.Generator,
 ) -> Tensor:
     """Objectness and boxes of the anchors; logits [N, M] and deltas [N, M, 4], float32."""
-    height, width = batch.images.shape[2:]
-    around, _ = anchors(spec, (height, width))
+    size = (batch.images.shape[2], batch.images.shape[3])
+    around, _ = anchors(spec, size)
     where, right, steps, positive = [], [], [], []
     for row in range(len(batch)):
-        labels, nearest = assign_anchors(around, batch.boxes[row], batch.ignored[row])
+        labels, nearest = assign_anchors(
+            around, batch.boxes[row], batch.ignored[row], (height, width)
+        )
         chosen = _balanced(labels, ANCHORS, ANCHORS // 2, rng)
         hit = chosen[labels[chosen] > 0]
         where.append(row * len(around) + chosen)
@@ -111,7 +113,7 @@ def proposal_loss(
 
 
 def assign_anchors(
-    around: Floats, boxes: Floats, ignored: npt.NDArray[np.bool_]
+    around: Floats, boxes: Floats, ignored: npt.NDArray[np.bool_], size: tuple[int, int]
 ) -> tuple[Integers, Integers]:
     """Which anchors [M, 4] are objects.
 
@@ -119,6 +121,7 @@ def assign_anchors(
         around: the anchors.
         boxes: [T, 4] of the picture, targets and ignored ones.
         ignored: [T].
+        size: (h, w) of the picture.
 
     Returns:
         [M] 1 for an object, 0 for background, -1 for neither, and [M] the target next to each, an
@@ -127,7 +130,7 @@ def assign_anchors(
     targets = np.flatnonzero(~ignored)
     labels = np.full(len(around), BACKGROUND, np.int64)
     nearest = np.zeros(len(around), np.int64)
-    labels[_hidden(around, boxes[ignored])] = UNUSED
+    labels[_hidden(clip(around, size), boxes[ignored])] = UNUSED
     if len(targets) == 0:
         return labels, nearest
     overlap, _ = overlaps(around, boxes[targets])
@@ -142,11 +145,11 @@ def assign_anchors(
 
 
 def _hidden(boxes: Floats, ignored: Floats) -> npt.NDArray[np.bool_]:
-    """[N] boxes that lie in ignored ones."""
+    """[N] boxes that lie in ignored ones, as in a crowd, or may be them, as of one cut off."""
     if len(ignored) == 0:
         return np.zeros(len(boxes), bool)
-    _, inside = overlaps(boxes, ignored)
-    return inside.max(1) >= HIDDEN
+    overlap, inside = overlaps(boxes, ignored)
+    return (inside.max(1) >= HIDDEN) | (overlap.max(1) >= LOW)
 
 
 def _balanced(labels: Integers, count: int, most: int, rng: np.random.Generator) -> Integers:

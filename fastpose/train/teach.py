@@ -14,6 +14,7 @@ from fastpose.types import Boxes, Floats
 
 SURE, DOUBTFUL = 0.5, 0.15  # of a teacher's score: a person; perhaps one, and then ignored
 SAME = 0.5  # overlap from which on a taught box is the annotated person
+PERHAPS = 0.3  # overlap from which on it may be, and is no second person
 MARGIN = 0.1  # of the extent of the joints, which lie inside the body
 
 
@@ -23,8 +24,8 @@ def teach_boxes(
     """The people of pictures in which one is annotated by joints.
 
     The annotated person's box is the teacher's that overlaps the joints' extent most, or, where
-    there is none, that extent with a margin. Whom else the teacher is sure of is a target too; what
-    it doubts is ignored, being neither a target nor a fault.
+    none does so by half, that extent with a margin. Whom else the teacher is sure of is a target
+    too; what it doubts is ignored, being neither a target nor a fault.
 
     Args:
         data: the pictures.
@@ -64,4 +65,5 @@ def combine(extent: Floats, taught: Boxes, size: tuple[int, int]) -> tuple[Float
     if len(boxes) and overlap.max() >= SAME:
         doubted[overlap.argmax()] = False
         return boxes, doubted
+    doubted |= overlap >= PERHAPS
     return np.concatenate((boxes, own)).astype(np.float32), np.append(doubted, False)

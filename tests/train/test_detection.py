@@ -60,7 +60,7 @@ def rng():
 def test_overlap_decides_what_an_anchor_is():
     target = np.array([[0, 0, 100, 100]], F)
     around = np.array([(0, 0, 100, width) for width in (100, 51, 49, 31, 29, 0)], F)
-    labels, nearest = assign_anchors(around, target, np.array([False]))
+    labels, nearest = assign_anchors(around, target, np.array([False]), SIZE)
     np.testing.assert_array_equal(labels, [1, 1, -1, -1, 0, 0])
     assert (nearest[labels == 1] == 0).all()
 
@@ -68,7 +68,7 @@ def test_overlap_decides_what_an_anchor_is():
 def test_an_object_that_no_anchor_fits_has_the_best_there_is():
     around = np.array([(0, 0, 50, 50), (50, 0, 100, 50), (200, 200, 250, 250)], F)
     boxes = np.array([(60, 0, 70, 10), (500, 500, 510, 510)], F)
-    labels, nearest = assign_anchors(around, boxes, np.array([False, False]))
+    labels, nearest = assign_anchors(around, boxes, np.array([False, False]), SIZE)
     np.testing.assert_array_equal(labels, [0, 1, 0])  # nothing touches the second
     assert nearest[1] == 0
 
@@ -76,7 +76,7 @@ def test_an_object_that_no_anchor_fits_has_the_best_there_is():
 def test_each_object_of_a_crowd_has_an_anchor_of_its_own_choice():
     around, _ = anchors(TINY, SIZE)
     boxes = np.array([(4, 4, 16, 20), (30, 10, 60, 60), (40, 12, 72, 60), (80, 2, 94, 62)], F)
-    labels, nearest = assign_anchors(around, boxes, np.zeros(4, bool))
+    labels, nearest = assign_anchors(around, boxes, np.zeros(4, bool), SIZE)
     assert set(nearest[labels == 1]) == {0, 1, 2, 3}
     overlap, _ = overlaps(around, boxes)
     best = overlap.max(0)
@@ -87,18 +87,27 @@ def test_each_object_of_a_crowd_has_an_anchor_of_its_own_choice():
 
 
 def test_anchors_in_ignored_regions_are_neither_unless_they_are_objects():
-    around = np.array([(0, 0, 40, 40), (8, 0, 45, 40), (35, 0, 75, 40), (200, 0, 240, 40)], F)
+    around = np.array([(0, 0, 40, 40), (8, 0, 45, 40), (35, 0, 75, 40), (56, 0, 96, 40)], F)
     boxes = np.array([(0, 0, 45, 60), (2, 2, 42, 40)], F)
-    labels, nearest = assign_anchors(around, boxes, np.array([True, False]))
+    labels, nearest = assign_anchors(around, boxes, np.array([True, False]), SIZE)
     np.testing.assert_array_equal(labels, [1, 1, 0, 0])
     assert nearest[:2].tolist() == [1, 1]  # not the ignored one, which overlaps too
-    labels, _ = assign_anchors(around, boxes[:1], np.array([True]))
+    labels, _ = assign_anchors(around, boxes[:1], np.array([True]), SIZE)
     np.testing.assert_array_equal(labels, [-1, -1, 0, 0])
+
+
+def test_an_anchor_that_may_be_an_ignored_person_is_not_background():
+    """Somebody cut off at the edge: what is seen of the anchor counts, and overlap by 0.3."""
+    around = np.array([(-20, 10, 12, 50), (-40, 10, 0, 50), (0, 4, 30, 54), (0, 0, 90, 60)], F)
+    labels, _ = assign_anchors(around, np.array([(0, 10, 10, 50)], F), np.array([True]), SIZE)
+    np.testing.assert_array_equal(labels, [-1, 0, 0, 0])
+    labels, _ = assign_anchors(around, np.array([(0, 10, 14, 50)], F), np.array([True]), SIZE)
+    np.testing.assert_array_equal(labels, [-1, 0, -1, 0])
 
 
 def test_a_picture_of_nobody_is_all_background():
     around, _ = anchors(TINY, SIZE)
-    labels, _ = assign_anchors(around, np.zeros((0, 4), F), np.zeros(0, bool))
+    labels, _ = assign_anchors(around, np.zeros((0, 4), F), np.zeros(0, bool), SIZE)
     assert (labels == 0).all()
 
 
@@ -178,7 +187,7 @@ def test_proposal_loss_by_hand():
     width, height = (around[place, 2:] - around[place, :2]) * (0.8, 1.25)
     target = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
     batch = scene(([target], [False]))
-    labels, _ = assign_anchors(around, batch.boxes[0], batch.ignored[0])
+    labels, _ = assign_anchors(around, batch.boxes[0], batch.ignored[0], SIZE)
     assert np.flatnonzero(labels == 1).tolist() == [place]
     used = (labels >= 0).sum()
     assert used <= ANCHORS, "then chance has no part in it"

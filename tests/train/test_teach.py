@@ -46,6 +46,13 @@ def test_of_several_boxes_the_one_that_overlaps_most_is_the_person():
     assert ignored.tolist() == [True, False]
 
 
+def test_a_box_that_may_be_the_person_is_no_second_one():
+    half, away = (95, 30, 150, 110), (10, 30, 40, 110)
+    boxes, ignored = combine(EXTENT, taught((*half, 0.9), (*away, 0.9)), SIZE)
+    np.testing.assert_allclose(boxes, [half, away, OWN], atol=1e-4)
+    assert ignored.tolist() == [True, False, False]
+
+
 def test_others_are_targets_doubted_or_nobody_by_their_score():
     rows = [
         (5 + 20 * i, 5, 20 + 20 * i, 30, s) for i, s in enumerate((0.9, SURE, 0.49, 0.15, 0.14))
