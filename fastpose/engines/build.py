@@ -126,8 +126,14 @@ def detector_halves(module: FPNDetector, spec: DetectorSpec) -> tuple[nn.Module,
     """What `export_detector` writes, batch norm folded, as two modules."""
     image = torch.zeros(1, 3, *spec.size)
     windows = torch.zeros(2, spec.width, spec.pool, spec.pool)
-    first = fold_batch_norm(_Proposer(module, spec.pooled), image)
-    return first, fold_batch_norm(_Head(module), windows)
+    # a shallow copy each, so that neither half keeps the other's weights
+    first, second = copy.copy(module), copy.copy(module)
+    first._modules = {n: m for n, m in module._modules.items() if n not in module.HEAD}
+    second._modules = {n: m for n, m in module._modules.items() if n in module.HEAD}
+    return (
+        fold_batch_norm(_Proposer(first, spec.pooled), image),
+        fold_batch_norm(_Head(second), windows),
+    )
 
 
 def _write_onnx(

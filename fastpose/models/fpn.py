@@ -39,6 +39,8 @@ class FPNDetector(nn.Module):
         pool: side of the window of features of a box.
     """
 
+    HEAD = ("head", "logits", "deltas")  # the parts that `classify` uses and `propose` does not
+
     def __init__(
         self,
         *,

@@ -63,8 +63,8 @@ def start_detector(network: nn.Module, path: Path) -> int:
         WeightsError: the file is missing or damaged, or nothing in it fits.
     """
     state = read_weights(path)
-    own = {name for name in network.state_dict() if is_weight(name)}
-    if own == state.keys():
+    own = {name: t.shape for name, t in network.state_dict().items() if is_weight(name)}
+    if own == {name: tensor.shape for name, tensor in state.items()}:
         load_weights(network, path)
         return len(own)
     state = {_in_trunk(name): tensor for name, tensor in state.items()}
