@@ -92,9 +92,7 @@ def proposal_loss(
     around, _ = anchors(spec, size)
     where, right, steps, positive = [], [], [], []
     for row in range(len(batch)):
-        labels, nearest = assign_anchors(
-            around, batch.boxes[row], batch.ignored[row], (height, width)
-        )
+        labels, nearest = assign_anchors(around, batch.boxes[row], batch.ignored[row], size)
         chosen = _balanced(labels, ANCHORS, ANCHORS // 2, rng)
         hit = chosen[labels[chosen] > 0]
         where.append(row * len(around) + chosen)
