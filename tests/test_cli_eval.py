@@ -197,3 +197,11 @@ def test_flic_predictions_of_an_observer(tmp_path, capsys, option, rate):
     document = json.loads(out)
     assert document.get("observer_centric", False) == bool(option)
     assert document["metrics"]["pck@0.2_elbow"] == document["metrics"]["pck@0.2_wrist"] == rate
+
+
+@pytest.mark.parametrize(("name", "least"), [("person_boxes", 0.4), ("voc_person", 0.65)])
+def test_the_default_detector_is_as_right_as_its_card_says(data_dir, capsys, name, least):
+    words = ["default-detector", "--data", f"boxes:{data_dir / name}", "--json"]
+    code, out, _ = run(capsys, *words)
+    assert code == 0
+    assert json.loads(out)["metrics"]["det_ap50"] > least  # 0.432 and 0.679 on its card

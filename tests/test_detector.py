@@ -197,9 +197,9 @@ def test_no_more_proposals_are_classified_than_the_spec_allows():
 
 def test_a_hopeless_proposal_is_not_asked_about():
     head = judging(certain)
-    assert len(detect(proposing([(10, 10, 60, 90)], promise=-3.0), head)) == 0
+    assert len(detect(proposing([(10, 10, 60, 90)], promise=-0.5), head)) == 0
     assert head.runs == []
-    assert len(detect(proposing([(10, 10, 60, 90)], promise=-2.9), head)) == 1
+    assert len(detect(proposing([(10, 10, 60, 90)], promise=-0.3), head)) == 1
 
 
 def test_persons_are_picked_when_the_classes_have_competed():

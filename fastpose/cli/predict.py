@@ -83,9 +83,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--detector-score",
         type=share,
-        default=0.3,
         metavar="SCORE",
-        help="least score of a person (default: 0.3)",
+        help="least score of a person (default: 0.5 for fpn-light, else 0.3)",
     )
     who.add_argument(
         "--boxes",

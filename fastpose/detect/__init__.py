@@ -32,6 +32,7 @@ from fastpose.types import Boxes, Floats
 __all__ = ["LAYOUTS", "BoxesFile", "Detector", "open_detector", "read_boxes"]
 
 Image = npt.NDArray[np.uint8]
+SCORE = 0.3  # least score of a person, where nothing else is known of a detector
 
 
 class Detector(Protocol):
@@ -54,7 +55,7 @@ def open_detector(
     device: str = "auto",
     precision: str = "auto",
     threads: int | None = None,
-    score: float = 0.3,
+    score: float | None = None,
     iou: float = 0.6,
     person_class: int | None = None,
 ) -> Detector:
@@ -71,7 +72,8 @@ def open_detector(
             such a detector runs on the CPU beside a network on the GPU.
         precision: as there; "auto" is "f32" for a detector whose low precision nobody measured.
         threads: as there.
-        score: least score of a box that is kept, 0-1.
+        score: least score of a box that is kept, 0-1; None is 0.3, or what the spec of our own
+            detector says.
         iou: boxes that overlap a better one by more than this are dropped, 0-1; for graphs that do
             not do so themselves. Ours fade instead (Soft-NMS).
         person_class: number of the class "person"; None takes the layout's.
@@ -82,7 +84,7 @@ def open_detector(
         ValueError: `score` or `iou` is not from 0 to 1, or `person_class` is negative.
     """
     for name, value in (("score", score), ("iou", iou)):
-        if not 0 <= value <= 1:
+        if value is not None and not 0 <= value <= 1:
             raise ValueError(f"{name} must be from 0 to 1, got {value}")
     if person_class is not None and person_class < 0:
         raise ValueError(f"person_class must not be negative, got {person_class}")
@@ -103,18 +105,19 @@ def open_detector(
     kind = "auto" if kind == "torch" else kind
     chosen = "f32" if precision == "auto" else precision
     graph = open_graph(path, kind=kind, device=place, precision=chosen, threads=threads)
-    return GraphDetector(path, graph, layout, score=score, iou=iou, person_class=person_class)
+    floor = SCORE if score is None else score
+    return GraphDetector(path, graph, layout, score=floor, iou=iou, person_class=person_class)
 
 
 def _open_own(
-    spec: DetectorSpec, kind: str, device: str, precision: str, threads: int | None, score: float
+    spec: DetectorSpec, kind: str, device: str, precision: str, threads: int | None, score: float | None
 ) -> Detector:
     if PERSON not in spec.classes:
         raise DetectorError(f"{spec.name} finds no persons; it finds: {', '.join(spec.classes)}")
     proposer, head = open_halves(
         spec, kind=kind, device=device, precision=precision, threads=threads
     )
-    return TwoStageDetector(spec, proposer, head, score=score)
+    return TwoStageDetector(spec, proposer, head, score=spec.score if score is None else score)
 
 
 class WholeFrame:

@@ -19,7 +19,6 @@ from fastpose.types import Boxes, Floats
 PERSON = "person"
 MOST = 100  # boxes of a frame, over all classes
 CANDIDATES = 2000  # that Soft-NMS looks at: its time grows with their square
-PROMISING = 0.05  # least objectness of a proposal that the head is asked about
 SOFTNESS = 0.5  # sigma of Soft-NMS
 
 
@@ -62,7 +61,7 @@ class TwoStageDetector:
         proposals, promise = select_proposals(
             found["objectness"][0], found["deltas"][0], spec, spec.size, spec.proposals
         )
-        proposals = proposals[promise >= PROMISING]
+        proposals = proposals[promise >= spec.promising]
         if len(proposals) == 0:
             return Boxes.empty()
         boxes, scores = self._classify([found[name] for name in self._levels], proposals)

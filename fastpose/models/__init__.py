@@ -103,6 +103,8 @@ def _fpn(name: str, depth: int, parameters: int) -> DetectorSpec:
         per_level=1000,
         proposals=1000,
         batch=256,
+        promising=0.0,
+        score=0.3,
         paper="Lin et al., Feature Pyramid Networks for Object Detection, CVPR 2017, as in Chen et "
         "al., Cascaded Pyramid Network for Multi-Person Pose Estimation, CVPR 2018",
         parameters=parameters,
@@ -114,7 +116,7 @@ DETECTORS = {
     "fpn-light": DetectorSpec(
         name="fpn-light",
         network="fpn:light_fpn",
-        size=(416, 416),
+        size=(320, 320),
         classes=("person",),
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
@@ -128,6 +130,8 @@ DETECTORS = {
         per_level=200,
         proposals=64,
         batch=16,
+        promising=0.4,
+        score=0.5,
         paper="after Lin et al., Feature Pyramid Networks for Object Detection, CVPR 2017; the "
         "trunk is our own",
         parameters=3_232_484,

@@ -163,6 +163,9 @@ class DetectorSpec:
         per_level: most anchors of a level that are looked at.
         proposals: most boxes that are classified.
         batch: how many of them a run of the head takes.
+        promising: least objectness of a box that is classified; lower ones cost time and, where
+            the weights were measured, brought nothing.
+        score: least score of a person unless somebody asks for another.
         paper: author, title, venue, year.
         parameters: exact number of parameters.
         pool: side of the window of features of a box.
@@ -185,6 +188,8 @@ class DetectorSpec:
     per_level: int
     proposals: int
     batch: int
+    promising: float
+    score: float
     paper: str
     parameters: int
     pool: int = 7
