@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Hashable
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -115,7 +116,11 @@ def _is_fast(name: str, device: str) -> bool:
 
 
 def _missing(device: str) -> str:
-    return "fastpose._C is not built" if device == "cpu" else f"there is no kernel for {device}"
+    if device != "cpu":
+        return f"there is no kernel for {device}"
+    # Python that is started in a checkout takes the package from there, installed or not.
+    folder = Path(__file__).parents[1]
+    return f"fastpose._C is not built in {folder} (pip install -e . does, in a checkout)"
 
 
 def _interpreted() -> bool:
