@@ -76,10 +76,10 @@ class PictureSink(Sink):
         self.files.append(path)
 
     def _finish(self) -> None:
-        pass  # each picture is finished when it is written
+        """Each picture was finished when it was written."""
 
     def _discard(self) -> None:
-        pass
+        """A picture that failed was removed there and then."""
 
 
 class VideoSink(Sink):
