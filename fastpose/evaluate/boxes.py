@@ -21,7 +21,7 @@ RECALLS = np.linspace(0, 1, 101)
 FLOOR = 0.01  # least score of a box that a detector is asked for: the curve needs the unsure ones
 RULE = (
     "101 recalls; each box, surest first, takes the free true box that it overlaps most; "
-    "one that overlaps an ignored box by as much does not count"
+    "one that overlaps an ignored box by as much does not count; all boxes of a picture are taken"
 )
 
 
@@ -53,7 +53,8 @@ def evaluate_boxes(data: BoxData, found: Sequence[Boxes]) -> Report:
     Objects in Context, ECCV 2014). Each box, surest first, takes the free true box that it overlaps
     most, by intersection over union. A box that finds none and overlaps an ignored one by as much
     does not count, and an ignored box is no target (Everingham et al., The PASCAL Visual Object
-    Classes Challenge, IJCV 2010); COCO's own tool differs there: it divides by the found box alone.
+    Classes Challenge, IJCV 2010). COCO's own tool differs twice: for an ignored box it divides by
+    the found box alone, and it takes the 100 surest boxes of a picture where all count here.
 
     Args:
         data: the truth.
