@@ -9,6 +9,7 @@ from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from shutil import copyfile
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -386,7 +387,7 @@ def _write_bundle(kind: str, out: Path, request: Request) -> Path:
     assert request.file is not None, "a graph is needed"
     path = out.with_suffix(".json")
     with replaced(path) as description, replaced(out) as temporary:
-        temporary.write_bytes(request.file.read_bytes())
+        copyfile(request.file, temporary)
         try:
             opened = _open(kind, replace(request, file=temporary))
             opened.run(1)

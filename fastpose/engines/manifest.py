@@ -15,6 +15,7 @@ from fastpose.errors import EngineError, ModelError
 from fastpose.models.spec import ModelSpec
 
 SCHEMA = 1
+BLOCK = 1 << 20  # bytes of a file that are in memory at once
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,11 @@ def file_hash(path: Path) -> str:
         EngineError: it cannot be read.
     """
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            while block := file.read(BLOCK):
+                digest.update(block)
+        return digest.hexdigest()
     except OSError as error:
         raise EngineError(f"{path}: cannot be read: {error.strerror}") from None
 

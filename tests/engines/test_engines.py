@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
 import threading
+import tracemalloc
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +17,7 @@ from tiny_network import TINY, make_tiny, write_card
 from fastpose import models
 from fastpose.engines import Engine, Manifest, build_engine, load_engine, open_engine, open_graph
 from fastpose.engines.engine import split
+from fastpose.engines.manifest import file_hash
 from fastpose.errors import BackendError, EngineError, ModelError, WeightsError
 from fastpose.models import final_maps
 
@@ -528,6 +531,22 @@ def test_json_that_is_no_manifest(tmp_path, content):
     assert "\n" not in str(error.value)
     with pytest.raises(EngineError, match=r"gone\.json: no manifest of an engine"):
         load_engine(tmp_path / "gone.onnx")
+
+
+def test_a_file_is_hashed_without_being_in_memory(tmp_path):
+    file = tmp_path / "large.bin"
+    content = np.random.default_rng(0).bytes(1 << 20) * 16 + b"the end"
+    file.write_bytes(content)
+    tracemalloc.start()
+    try:
+        found = file_hash(file)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found == hashlib.sha256(content).hexdigest()
+    assert most < 4 << 20
+    with pytest.raises(EngineError, match=r"none\.bin: cannot be read: No such file"):
+        file_hash(tmp_path / "none.bin")
 
 
 def test_build_from_given_weights(tiny, tmp_path):
