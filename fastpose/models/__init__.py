@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastpose.errors import BackendError, ModelError
 from fastpose.models.spec import DetectorSpec, ModelSpec
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from fastpose.models.fpn import FPNDetector
+
+Spec = TypeVar("Spec", ModelSpec, DetectorSpec)
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
@@ -153,11 +156,7 @@ def model_spec(name: str) -> ModelSpec:
     Raises:
         ModelError: there is none; the text lists those there are.
     """
-    try:
-        return MODELS[DEFAULT_MODEL if name == "default" else name]
-    except KeyError:
-        known = ", ".join(("default", *MODELS))
-        raise ModelError(f"unknown model {name!r}; known: {known}") from None
+    return _look_up(MODELS, DEFAULT_MODEL, name, "model")
 
 
 def list_detectors() -> list[str]:
@@ -171,11 +170,16 @@ def detector_spec(name: str) -> DetectorSpec:
     Raises:
         ModelError: there is none; the text lists those there are.
     """
+    return _look_up(DETECTORS, DEFAULT_DETECTOR, name, "detector")
+
+
+def _look_up(table: Mapping[str, Spec], default: str, name: str, what: str) -> Spec:
+    """The row of `name`, or of `default` for "default"."""
     try:
-        return DETECTORS[DEFAULT_DETECTOR if name == "default" else name]
+        return table[default if name == "default" else name]
     except KeyError:
-        known = ", ".join(("default", *DETECTORS))
-        raise ModelError(f"unknown detector {name!r}; known: {known}") from None
+        known = ", ".join(("default", *table))
+        raise ModelError(f"unknown {what} {name!r}; known: {known}") from None
 
 
 def create(name: str, weights: str | Path | None = None) -> nn.Module:
