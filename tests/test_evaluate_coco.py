@@ -272,6 +272,16 @@ def test_results_on_the_command_line(two, capsys):
     assert document["metrics"]["apm"] is None
 
 
+def test_who_is_left_out_is_counted_in_the_first_pictures_alone(tmp_path, capsys):
+    people = [person(5), person(5, iscrowd=1), person(8), person(8, iscrowd=1)]
+    text = write_coco(tmp_path / "a.json", [picture(5), picture(8)], people)
+    (tmp_path / "r.json").write_text("[]")
+    for limit, left_out in ((["--limit", 1], 1), ([], 2)):
+        words = ["--predictions", tmp_path / "r.json", "--data", text, "--json", *limit]
+        _, out, _ = run(capsys, *words)
+        assert json.loads(out)["left_out"] == left_out
+
+
 def test_boxes_of_another_set_are_told(dotted, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(engines, "open_engine", lambda *_, **__: CocoDots())
     (tmp_path / "b.json").write_text(json.dumps([{"image_id": 99, "bbox": [1, 2, 3, 4]}]))

@@ -71,11 +71,14 @@ def test_people_without_joints_or_area_are_no_samples_but_are_evaluated(tmp_path
 
 
 def test_the_first_pictures_keep_their_people_alone(tmp_path):
-    text = write_coco(tmp_path / "a.json", [picture(5), picture(8)], [person(8), person(5)])
-    few = open_data(text).head(1)
+    people = [person(8), person(5), person(8, iscrowd=1), person(5, flags=(0,) * 17)]
+    text = write_coco(tmp_path / "a.json", [picture(5), picture(8)], people)
+    data = open_data(text)
+    few = data.head(1)
+    assert (data.left_out, few.left_out, data.head(None).left_out) == (2, 1, 2)
     assert list(few.pictures) == [5]
     assert [s.image.name for s in few.samples] == ["5.jpg"]
-    assert [p["image_id"] for p in few.people] == [5]
+    assert [p["image_id"] for p in few.people] == [5, 5]
 
 
 @pytest.mark.parametrize(

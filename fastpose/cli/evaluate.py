@@ -104,13 +104,14 @@ def run(args: argparse.Namespace) -> int:
             report, about = _measure_coco(args, data)
         case _:
             report, about = _measure_joints(args, data)
+    left_out = data.head(args.limit).left_out
     document = {
         **about,
         "data": data.name,
         "split": data.split,
         "images": report.images,
         "people": report.people,
-        **({"left_out": data.left_out} if data.left_out else {}),
+        **({"left_out": left_out} if left_out else {}),
         "rule": report.rule,
     }
     if args.json:

@@ -61,7 +61,7 @@ class PoseData:
         return len(self.samples)
 
     def head(self, count: int | None) -> PoseData:
-        """The first `count` samples; all of them for None."""
+        """The first `count` samples, all of them for None; `left_out` stays the whole set's."""
         return replace(self, samples=self.samples[:count])
 
 
@@ -84,11 +84,14 @@ class CocoData(PoseData):
         """The first `count` pictures and the people in them; all for None."""
         pictures = dict(list(self.pictures.items())[:count])
         files = set(pictures.values())
+        samples = tuple(s for s in self.samples if s.image in files)
+        people = tuple(row for row in self.people if row["image_id"] in pictures)
         return replace(
             self,
-            samples=tuple(s for s in self.samples if s.image in files),
+            samples=samples,
+            left_out=len(people) - len(samples),
             pictures=pictures,
-            people=tuple(row for row in self.people if row["image_id"] in pictures),
+            people=people,
         )
 
 
@@ -135,5 +138,5 @@ class BoxData:
         return len(self.samples)
 
     def head(self, count: int | None) -> BoxData:
-        """The first `count` pictures; all of them for None."""
+        """The first `count` pictures, all of them for None; `left_out` stays the whole set's."""
         return replace(self, samples=self.samples[:count])
