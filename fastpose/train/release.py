@@ -99,7 +99,7 @@ def release_detector(
         command: as there.
         start: as there.
         notes: what else a user must know of the labels.
-        terms: of data that the project does not know by name.
+        terms: of the sets of boxes, which the project does not know by name.
         validation: name and pictures of each set that it is measured on.
 
     Returns:
@@ -109,12 +109,10 @@ def release_detector(
     graphs = {half: folder / f"{spec.name}.{half}.onnx" for half in HALVES}
     save_weights(network.state_dict(), weights)
     export_detector(create_detector(spec.name, weights), spec, graphs["rpn"], graphs["head"])
-    card = _card("detector", spec, sets, recipe, command, start, weights)
+    card = _card("detector", spec, sets, recipe, command, start, weights, terms)
     card["graph_sha256"] = {half: file_hash(path) for half, path in graphs.items()}
     if notes:
         card["notes"] = notes
-    if terms:
-        card["terms"] += f" {terms}"
     if validation:
         card |= _measure_detector(graphs, spec, validation)
     _write(card, folder)
@@ -129,14 +127,16 @@ def _card(
     command: str,
     start: Path | None,
     weights: Path,
+    terms: str = "",
 ) -> dict[str, Any]:
+    known = [TERMS[s.name] for s in sets if not (terms and s.name == "boxes")]
     return {
         "name": spec.name,
         "kind": kind,
         "spec": spec.to_dict(),
         "data": [{"kind": s.name, "samples": len(s), "terms": TERMS[s.name]} for s in sets],
         "terms": "trained on research data: "
-        + " ".join(dict.fromkeys(TERMS[s.name] for s in sets)),
+        + " ".join(dict.fromkeys([*known, terms] if terms else known)),
         "recipe": asdict(recipe),
         "command": command,
         "start": None if start is None else {"file": start.name, "sha256": file_hash(start)},
