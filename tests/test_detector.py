@@ -497,6 +497,22 @@ def test_a_closed_detector_does_not_run(tiny, released):
             detector([PICTURE])
 
 
+def test_half_a_detector_does_not_stay_open(tiny, released, monkeypatch):
+    put(released, tiny, *GRAPHS)
+    opened = []
+
+    def open_graph(path, **options):
+        if opened:
+            raise EngineError(f"{path}: no memory")
+        opened.append(FakeGraph(None))
+        return opened[0]
+
+    monkeypatch.setattr("fastpose.engines.open_graph", open_graph)
+    with pytest.raises(EngineError, match=r"head\.onnx: no memory"):
+        people(kind="openvino")
+    assert opened[0].closed
+
+
 def test_a_detector_of_no_persons_is_refused(tiny):
     DETECTORS["fpn-tiny"] = replace(DETECTORS["fpn-tiny"], classes=("cat", "dog"))
     with pytest.raises(DetectorError, match="fpn-tiny finds no persons; it finds: cat, dog"):

@@ -137,11 +137,15 @@ def _open_halves(
 
         weights = weights or source.find_weights(spec)
         return open_torch_halves(spec, weights, device, precision, threads)
-    first, second = (
-        open_graph(path, kind=kind, device=device, precision=precision, threads=threads)
-        for path in source.find_halves(spec, weights)
-    )
-    return first, second
+    proposer, head = source.find_halves(spec, weights)
+    first = open_graph(proposer, kind=kind, device=device, precision=precision, threads=threads)
+    try:
+        return first, open_graph(
+            head, kind=kind, device=device, precision=precision, threads=threads
+        )
+    except BaseException:
+        first.close()
+        raise
 
 
 def open_engine(
