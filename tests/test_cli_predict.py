@@ -195,6 +195,12 @@ def test_a_bad_source_is_one_line_that_names_it(tmp_path, make, capsys):
         (["--engine", "tensorrt"], "tensorrt"),
         (["--detector", "absent.onnx"], "absent.onnx"),
         (["--detector-layout", "ssd", "--detector", "x.onnx"], "unknown layout 'ssd'; known:"),
+        (["--detector-layout", "detr", "--detector", "default"], "got 'detr' for default"),
+        (["--detector-layout", "detr"], "--detector-layout is for a detector from FILE.onnx"),
+        (
+            ["--detector-layout", "detr", "--boxes", "b.csv"],
+            "is for --detector FILE.onnx, got b.csv",
+        ),
         (["--boxes", "absent.csv"], "absent.csv"),
         (["--engine", "absent.json"], "absent.json"),
         (["--engine", "opencv"], "unknown engine 'opencv'; known: auto, openvino"),

@@ -378,6 +378,11 @@ def test_names_that_are_no_detector(tmp_path):
         open_detector(str(tmp_path / "nosuch.onnx"))
     with pytest.raises(DetectorError, match=r"unknown layout 'yolo'; known: yolox, "):
         open_detector("none", layout="yolo")
+    for what in ("default", "fpn-light", "none"):
+        with pytest.raises(DetectorError, match=rf"^--detector-layout .* 'yolox' for {what}$"):
+            open_detector(what, layout="yolox")
+        with pytest.raises(DetectorError, match=rf"^person_class is for .*, got 0 for {what}$"):
+            open_detector(what, person_class=0)
     text = tmp_path / "text.onnx"
     text.write_text("this is no graph")
     with pytest.raises(FastposeError, match=r"text.onnx"):

@@ -291,6 +291,12 @@ def test_boxes_of_another_set_are_told(dotted, tmp_path, capsys, monkeypatch):
     assert err.endswith("b.json: has no box in any of the 2 pictures\n")
 
 
+def test_a_layout_without_a_detector_is_refused(dotted, capsys):
+    code, out, err = run(capsys, "dots", "--data", dotted, "--detector-layout", "yolox")
+    assert (code, out) == (2, "")
+    assert err.endswith("--detector-layout is for --detector FILE.onnx, got no --detector\n")
+
+
 @pytest.mark.parametrize(
     ("options", "boxes"),
     [([], "gt"), (["--detector", "x.onnx"], "x.onnx"), (["--boxes", "{}/b.json"], "{}/b.json")],

@@ -143,6 +143,8 @@ def _check(args: argparse.Namespace, data: PoseData | BoxData) -> None:
     for option, value in alone.items():
         if args.predictions and value:
             raise DataError(f"{option} is for a model, got --predictions {args.predictions}")
+    if args.detector_layout and data.name == "coco" and not args.detector:
+        raise DataError("--detector-layout is for --detector FILE.onnx, got no --detector")
     for option, (value, kinds) in fitting.items():
         if value and data.name not in kinds:
             raise DataError(f"{option} is for {', '.join(sorted(kinds))} data, got {args.data}")

@@ -15,7 +15,7 @@ from fastpose import __version__
 from fastpose.cli import UNUSABLE
 from fastpose.cli.options import add_engine, engine_kind, positive, share
 from fastpose.cli.progress import Progress
-from fastpose.errors import FrameError
+from fastpose.errors import DetectorError, FrameError
 
 if TYPE_CHECKING:
     from fastpose.detect import BoxesFile
@@ -116,6 +116,8 @@ def run(args: argparse.Namespace) -> int:
     from fastpose.pose import Pose
 
     kind, file = engine_kind(args.engine)
+    if args.boxes and args.detector_layout:
+        raise DetectorError(f"--detector-layout is for --detector FILE.onnx, got {args.boxes}")
     boxes = read_boxes(args.boxes) if args.boxes else None
     detector = open_detector(
         "none" if boxes else args.detector,

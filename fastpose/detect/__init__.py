@@ -64,8 +64,8 @@ def open_detector(
     Args:
         what: "default" or another name of `models.DETECTORS`, "none" (the whole frame is one
             person), or the path of an ONNX graph.
-        layout: what the graph takes and gives, a name of `LAYOUTS`; None recognises it by the
-            shapes of its outputs.
+        layout: what the file's graph takes and gives, a name of `LAYOUTS`; None recognises it by
+            the shapes of its outputs.
         kind: runtime, as `engines.open_halves` names them for our own detectors and
             `engines.open_graph` for others, which "torch" cannot run: for them it is "auto".
         device: as there; with "cuda", which the runtimes of other people's graphs do not have here,
@@ -76,10 +76,11 @@ def open_detector(
             detector says.
         iou: boxes that overlap a better one by more than this are dropped, 0-1; for graphs that do
             not do so themselves. Ours fade instead (Soft-NMS).
-        person_class: number of the class "person"; None takes the layout's.
+        person_class: number of the class "person" in the file's; None takes the layout's.
 
     Raises:
-        DetectorError: there is no such detector or layout, or the graph is no detector.
+        DetectorError: there is no such detector or layout, or the graph is no detector; `layout`
+            or `person_class` is given for what is no file.
         EngineError, BackendError: the runtime cannot read or run it.
         ValueError: `score` or `iou` is not from 0 to 1, or `person_class` is negative.
     """
@@ -90,9 +91,15 @@ def open_detector(
         raise ValueError(f"person_class must not be negative, got {person_class}")
     if layout is not None and layout not in LAYOUTS:
         raise DetectorError(f"unknown layout {layout!r}; known: {', '.join(LAYOUTS)}")
+    own = what == "default" or what in DETECTORS
+    for option, value in (("--detector-layout", layout), ("person_class", person_class)):
+        if value is not None and (own or what == "none"):
+            raise DetectorError(
+                f"{option} is for a detector from FILE.onnx, got {value!r} for {what}"
+            )
     if what == "none":
         return WholeFrame()
-    if what == "default" or what in DETECTORS:
+    if own:
         return _open_own(detector_spec(what), kind, device, precision, threads, score)
     path = Path(what)
     if not path.is_file():
@@ -110,7 +117,12 @@ def open_detector(
 
 
 def _open_own(
-    spec: DetectorSpec, kind: str, device: str, precision: str, threads: int | None, score: float | None
+    spec: DetectorSpec,
+    kind: str,
+    device: str,
+    precision: str,
+    threads: int | None,
+    score: float | None,
 ) -> Detector:
     if PERSON not in spec.classes:
         raise DetectorError(f"{spec.name} finds no persons; it finds: {', '.join(spec.classes)}")
