@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from fastpose.detect import LAYOUTS, GraphDetector, open_detector
+from fastpose.detect import LAYOUTS, GraphDetector, open_detector, runtime_of
 from fastpose.errors import BackendError, DetectorError, FastposeError
 from fastpose.types import Boxes
 
@@ -395,6 +395,7 @@ def test_names_that_are_no_detector(tmp_path):
 def test_beside_a_network_on_cuda_the_detector_runs_on_the_cpu(tmp_path):
     path = str(write_graph(tmp_path / "d.onnx", OUTPUTS["yolox"](PERSON), (1, 3, SIDE, SIDE)))
     found = open_detector(path, device="cuda:0")
+    assert runtime_of(found) == {"engine": "openvino", "precision": "f32"}
     assert len(found([frame_of()])[0]) == 1
     found.close()
     with pytest.raises(BackendError, match="abacus"):  # any other name is the runtime's to know

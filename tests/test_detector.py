@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import warnings
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from fastpose.detect import open_detector
+from fastpose.detect import open_detector, runtime_of
 from fastpose.detect.fpn import MOST, TwoStageDetector
 from fastpose.errors import BackendError, DetectorError, EngineError, ModelError, WeightsError
 from fastpose.models import DETECTORS, trained
@@ -495,6 +496,21 @@ def test_a_closed_detector_does_not_run(tiny, released):
         detector.close()
         with pytest.raises(EngineError, match="closed"):
             detector([PICTURE])
+
+
+@pytest.mark.parametrize("kind", ["openvino", "onnxruntime", "torch"])
+def test_it_tells_what_it_runs_in(kind, tiny, released):
+    put(released, tiny, *GRAPHS, WEIGHTS)
+    with closing(open_detector("fpn-tiny", kind=kind)) as detector:
+        assert runtime_of(detector) == {"engine": kind, "precision": "f32"}
+    assert runtime_of(open_detector("none")) == {}
+
+
+def test_halves_that_differ_are_both_told():
+    halves = FakeGraph(None), FakeGraph(None)
+    halves[0].kind, halves[0].precision, halves[1].precision = "openvino", "bf16", "f32"
+    found = runtime_of(TwoStageDetector(SPEC, *halves, score=0.1))
+    assert found == {"engine": "openvino", "precision": "bf16/f32"}
 
 
 def test_half_a_detector_does_not_stay_open(tiny, released, monkeypatch):

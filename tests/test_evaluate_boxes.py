@@ -150,6 +150,7 @@ class Light:
     """Finds the bright rectangle of a picture."""
 
     closed = False
+    kind, precision = "onnxruntime", "f32"
 
     def __call__(self, frames):
         places = [np.argwhere(frame[..., 0] > 128) for frame in frames]
@@ -212,11 +213,18 @@ def test_a_detector_as_json(lights, capsys, monkeypatch, model, asked):
     assert calls == [(asked, {**options, "precision": "bf16", "score": 0.01, "iou": 0.6})]
     document = json.loads(out)
     assert (document["detector"], document["data"], document["split"]) == (model, "boxes", "val")
+    assert (document["engine"], document["precision"]) == ("onnxruntime", "f32")  # what ran
     assert (document["images"], document["people"]) == (3, 2)
     assert "left_out" not in document
     assert document["metrics"]["recall"] == 0.5
     assert "per_joint" not in document["metrics"]
     assert "3/3 pictures" in err
+
+
+def test_the_whole_frame_runs_in_nothing(lights, capsys):
+    words = ["none", "--data", f"boxes:{lights}", "--split", "val", "--json"]
+    _, out, _ = run(capsys, *words)
+    assert not {"engine", "precision"} & json.loads(out).keys()
 
 
 def test_a_table_of_boxes_says_the_rule_and_what_was_left_out(lights, capsys, monkeypatch):

@@ -220,6 +220,7 @@ def _boxes(args: argparse.Namespace, data: CocoData) -> list[Boxes]:
 
 
 def _measure_detector(args: argparse.Namespace, data: BoxData) -> Measured:
+    from fastpose.detect import runtime_of
     from fastpose.evaluate import evaluate_detector
 
     name = "default" if args.model == DETECTOR else args.model
@@ -229,9 +230,10 @@ def _measure_detector(args: argparse.Namespace, data: BoxData) -> Measured:
             detector, data, progress=lambda count: progress.step(count=count)
         )
         progress.finish()
+        ran = runtime_of(detector)
     return report, {
         "detector": args.model,
-        "engine": args.engine,
+        **ran,
         "seconds": round(progress.seconds, 2),
     }
 

@@ -29,14 +29,14 @@ from fastpose.models import DETECTORS, detector_spec
 from fastpose.models.spec import DetectorSpec
 from fastpose.types import Boxes, Floats
 
-__all__ = ["LAYOUTS", "BoxesFile", "Detector", "open_detector", "read_boxes"]
+__all__ = ["LAYOUTS", "BoxesFile", "Detector", "open_detector", "read_boxes", "runtime_of"]
 
 Image = npt.NDArray[np.uint8]
 SCORE = 0.3  # least score of a person, where nothing else is known of a detector
 
 
 class Detector(Protocol):
-    """Finds people in frames."""
+    """Finds people in frames. One with a network may also tell what runs it; see `runtime_of`."""
 
     def __call__(self, frames: Sequence[Image]) -> list[Boxes]:
         """The people of each frame [H, W, 3] uint8 BGR, surest first; none is a result."""
@@ -45,6 +45,16 @@ class Detector(Protocol):
     def close(self) -> None:
         """Free what it holds."""
         ...
+
+
+def runtime_of(detector: Detector) -> dict[str, str]:
+    """What a detector runs in: its `kind` and `precision`, which mean what an engine's do.
+
+    Returns:
+        "engine" and "precision"; nothing for one that does not tell, such as the whole frame.
+    """
+    kind, precision = (getattr(detector, name, None) for name in ("kind", "precision"))
+    return {"engine": str(kind), "precision": str(precision)} if kind and precision else {}
 
 
 def open_detector(
@@ -92,10 +102,10 @@ def open_detector(
     if layout is not None and layout not in LAYOUTS:
         raise DetectorError(f"unknown layout {layout!r}; known: {', '.join(LAYOUTS)}")
     own = what == "default" or what in DETECTORS
-    for option, value in (("--detector-layout", layout), ("person_class", person_class)):
-        if value is not None and (own or what == "none"):
+    for option, given in (("--detector-layout", layout), ("person_class", person_class)):
+        if given is not None and (own or what == "none"):
             raise DetectorError(
-                f"{option} is for a detector from FILE.onnx, got {value!r} for {what}"
+                f"{option} is for a detector from FILE.onnx, got {given!r} for {what}"
             )
     if what == "none":
         return WholeFrame()
@@ -184,6 +194,16 @@ class GraphDetector:
     def close(self) -> None:
         """Free the graph."""
         self._graph.close()
+
+    @property
+    def kind(self) -> str:
+        """The runtime."""
+        return self._graph.kind
+
+    @property
+    def precision(self) -> str:
+        """In which it computes."""
+        return self._graph.precision
 
     @property
     def _rules(self) -> Layout:

@@ -53,6 +53,16 @@ class TwoStageDetector:
         self._proposer.close()
         self._head.close()
 
+    @property
+    def kind(self) -> str:
+        """The runtime."""
+        return self._proposer.kind
+
+    @property
+    def precision(self) -> str:
+        """In which it computes; that of both halves where they differ, "/" between."""
+        return "/".join(dict.fromkeys((self._proposer.precision, self._head.precision)))
+
     def _detect(self, frame: npt.NDArray[np.uint8]) -> Boxes:
         spec = self._spec
         box = frame_box(frame.shape[0], frame.shape[1])

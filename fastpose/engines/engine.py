@@ -29,9 +29,13 @@ class Graph(Protocol):
     """Any ONNX graph in a runtime; for one thread at a time.
 
     Attributes:
+        kind: the runtime, as in `Manifest`.
+        precision: in which it computes, as in `Manifest`.
         inputs, outputs: shape and type by name, in the graph's order.
     """
 
+    kind: str
+    precision: str
     inputs: dict[str, Port]
     outputs: dict[str, Port]
 

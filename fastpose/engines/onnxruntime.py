@@ -40,11 +40,13 @@ ERRORS_ONLY = 3  # severity of its log
 class ONNXRuntimeGraph:
     """Any ONNX graph, with the shapes it has; see `engine.Graph`."""
 
+    kind = "onnxruntime"
+
     def __init__(self, path: Path, device: str, precision: str, threads: int | None) -> None:
         _check_device(device)
         if precision != "f32":
             raise BackendError(f"precision {precision!r} cannot run in onnxruntime on cpu")
-        self._path = path
+        self._path, self.precision = path, precision
         self._session: ort.InferenceSession | None = _open(path, threads)
         self.inputs = _ports(path, self._session.get_inputs())
         self.outputs = _ports(path, self._session.get_outputs())

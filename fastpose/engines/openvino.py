@@ -54,6 +54,8 @@ def capabilities() -> dict[str, list[str]]:
 class OpenVINOGraph:
     """Any ONNX graph, with the shapes it has; see `engine.Graph`."""
 
+    kind = "openvino"
+
     def __init__(self, path: Path, device: str, precision: str, threads: int | None) -> None:
         model = _read(path)
         device = _device(device)
@@ -62,6 +64,7 @@ class OpenVINOGraph:
         self.inputs, self.outputs = _ports(path, model.inputs), _ports(path, model.outputs)
         self._path = path
         self._request = _compile(path, model, device, precision, threads).create_infer_request()
+        self.precision = _precision_found(self._request, precision)
 
     def __call__(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """See `engine.Graph`."""

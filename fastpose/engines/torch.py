@@ -51,12 +51,11 @@ class TorchEngine(BufferedEngine):
         )
         if request.threads is not None:
             torch.set_num_threads(request.threads)
-        found = {parameter.dtype for parameter in self._network.parameters()}
         super().__init__(
             Manifest(
                 spec=spec,
                 kind="torch",
-                precision="/".join(name for name, dtype in TYPES.items() if dtype in found),
+                precision=_precision_found(self._network),
                 precision_asked=request.precision,
                 buckets=request.buckets,
                 device=str(self._device),
@@ -86,6 +85,8 @@ class TorchEngine(BufferedEngine):
 class TorchGraph:
     """A module in place of an ONNX graph; see `engine.Graph`."""
 
+    kind = "torch"
+
     def __init__(
         self,
         name: str,
@@ -99,6 +100,7 @@ class TorchGraph:
         self._module: torch.nn.Module | None = module.to(
             device, dtype, memory_format=torch.channels_last
         )
+        self.precision = _precision_found(self._module)
         ((self._input, (shape, _)),) = inputs.items()
         self.inputs = inputs
         example = np.zeros([side or 1 for side in shape], np.float32)
@@ -158,6 +160,12 @@ def open_torch_halves(
         ),
         TorchGraph(spec.name, second, {"windows": windows}, ("logits", "deltas"), place, kind),
     )
+
+
+def _precision_found(module: torch.nn.Module) -> str:
+    """The precision of its weights; several with "/" between."""
+    found = {parameter.dtype for parameter in module.parameters()}
+    return "/".join(name for name, dtype in TYPES.items() if dtype in found)
 
 
 def _device(name: str) -> torch.device:

@@ -104,12 +104,15 @@ def test_every_runtime_answers_as_the_module(detector, half, kind):
 def test_bfloat16_is_near_where_it_runs(detector, half):
     network, spec, paths = detector
     truth, given = expected(network, spec, half), feeds(spec, half)
-    assert_near(torch_graph(network, spec, half, torch.bfloat16)(given), truth, 0.1)
+    module = torch_graph(network, spec, half, torch.bfloat16)
+    assert module.precision == "bf16"
+    assert_near(module(given), truth, 0.1)
     for kind in KINDS:
         try:
             graph = open_graph(paths[half], kind=kind, precision="bf16")
         except BackendError:
             continue  # this machine or this runtime does not compute in it
+        assert graph.precision == "bf16"
         assert_near(graph(given), truth, 0.1)
 
 

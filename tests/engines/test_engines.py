@@ -368,6 +368,7 @@ def test_a_corrupt_graph_is_named_in_one_line(tiny, kind, content):
 @pytest.mark.parametrize("kind", ["auto", *GRAPHS])
 def test_open_graph(graph, kind):
     opened = open_graph(graph, kind=kind, threads=1)
+    assert (opened.kind, opened.precision) == ("openvino" if kind == "auto" else kind, "f32")
     assert opened.inputs == {"image": ((None, 3, 16, 24), np.dtype(np.float32))}
     assert opened.outputs == {"heatmaps": ((None, 14, 4, 6), np.dtype(np.float32))}
     results = opened({"image": images(3)[:, :, ::1]})
