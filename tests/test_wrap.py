@@ -584,6 +584,8 @@ def test_known_skeletons_by_name(tmp_path, known):
         ("padding", [1.1, 0], "padding must be 2 numbers, positive and finite"),
         ("convention", "pixels", "convention must be one of symmetric, msra, .* got 'pixels'"),
         ("method", "guess", "method must be one of argmax, .* got 'guess'"),
+        ("rgb", "no", "rgb must be true or false, got 'no'"),
+        ("rgb", 1, "rgb must be true or false, got 1"),
         ("stride", 0, "must be positive whole numbers"),
         ("size", "64x48", "must be positive whole numbers, got '64x48' and 4"),
         ("custom", {"name": "x", "joints": ["a"]}, "unknown skeleton 'coco17'"),

@@ -77,6 +77,8 @@ class ModelSpec:
                     f"{self.name}: {key} must be one of {', '.join(names)}, "
                     f"got {getattr(self, key)!r}"
                 )
+        if type(self.rgb) is not bool:
+            raise ModelError(f"{self.name}: rgb must be true or false, got {self.rgb!r}")
         self._check_numbers("mean", 3, least=-math.inf)
         self._check_numbers("std", 3)
         self._check_numbers("padding", 2 if isinstance(self.padding, tuple) else None)
