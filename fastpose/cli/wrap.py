@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     order.add_argument("--bgr", dest="rgb", action="store_false", help="the input is BGR")
     for name, text in (
         ("padding", "boxes are enlarged by this (default: 1.25)"),
-        ("sigma", "of the heat maps, in cells (default: a 32nd of their height)"),
+        ("sigma", "of heat maps, in cells (default: a 32nd of their height)"),
         ("split", "SimCC bins for each pixel (default: the graph's; else it is checked)"),
         ("peak-value", "value of a perfect peak (default: 1)"),
     ):
@@ -74,7 +74,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--method",
         metavar="NAME",
-        help="how peaks are refined (default: udp for the convention udp, else quarter)",
+        help="how peaks of heat maps are refined (default: udp for the convention udp, else "
+        "quarter)",
     )
     parser.add_argument("--name", help="of the model (default: the file's)")
     parser.add_argument(

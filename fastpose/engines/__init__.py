@@ -17,7 +17,7 @@ import numpy as np
 from fastpose.engines import source
 from fastpose.engines.engine import Engine, Graph, Request, check_threads
 from fastpose.engines.manifest import Manifest, check_buckets, file_hash, replaced
-from fastpose.engines.wrap import FAMILIES, Statement, describe, input_size
+from fastpose.engines.wrap import FAMILIES, Statement, check_used, describe, input_size
 from fastpose.errors import BackendError, EngineError
 from fastpose.models import model_spec
 
@@ -339,7 +339,8 @@ def wrap_network(
         ValueError: `buckets` are not positive whole numbers.
     """
     graph, out = Path(graph), _bundle_file(out)
-    said = (stated or Statement()).filled(like)
+    stated = stated or Statement()
+    said = stated.filled(like)
     kind = _choose(engine, GRAPH_KINDS)
     opened = open_graph(graph, kind=kind)
     try:
@@ -348,11 +349,13 @@ def wrap_network(
         results = opened({name: np.zeros((axes[0] or 1, 3, *size), np.float32)})
     finally:
         opened.close()
+    spec = describe(graph, results, size, said)
+    check_used(graph, stated, spec.output)
     return _write_bundle(
         kind,
         out,
         Request(
-            spec=describe(graph, results, size, said),
+            spec=spec,
             file=graph,
             weights_hash="",
             device="auto",

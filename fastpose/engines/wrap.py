@@ -180,6 +180,24 @@ def describe(
     )
 
 
+def check_used(graph: Path, stated: Statement, output: str) -> None:
+    """Refuse what outputs of this kind have no use for.
+
+    Args:
+        graph: its file, for the error.
+        stated: by whoever wraps; what a family fills in is for another kind without harm.
+        output: "heatmap" or "simcc".
+
+    Raises:
+        ModelError: something would be without effect.
+    """
+    useless = {"heatmap": ("split",), "simcc": ("method", "sigma")}[output]
+    flags = [f"--{name}" for name in useless if getattr(stated, name) is not None]
+    if flags:
+        found = {"heatmap": "heat maps", "simcc": "SimCC vectors"}[output]
+        raise ModelError(f"{graph}: it gives {found}, for which {flags[0]} has no meaning")
+
+
 def _find_outputs(
     graph: Path, results: Mapping[str, npt.NDArray[Any]], size: tuple[int, int], said: Statement
 ) -> tuple[str, tuple[str, ...]]:
