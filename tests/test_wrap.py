@@ -349,6 +349,31 @@ REFUSED = {
         ["--split", "3"],
         "--split 3, but simcc_x has 96 bins for 48 pixels, which is 2",
     ),
+    "one name for two vectors": (
+        lambda p: simcc_network(p, ANY),
+        ["--ports", "simcc_x"],
+        r"--ports simcc_x: SimCC vectors are two outputs: give two names, .* has simcc_x \[",
+    ),
+    "three names for two vectors": (
+        lambda p: simcc_network(p, ANY),
+        ["--ports", "simcc_x,simcc_y,simcc_x", "--output", "simcc"],
+        "give two names, that of x and that of y",
+    ),
+    "a split of heat maps": (
+        lambda p: heatmap_network(p, ANY),
+        ["--split", "2"],
+        "it gives heat maps, for which --split has no meaning",
+    ),
+    "a method of vectors": (
+        lambda p: simcc_network(p, ANY),
+        ["--method", "dark"],
+        "it gives SimCC vectors, for which --method has no meaning",
+    ),
+    "a sigma of vectors": (
+        lambda p: simcc_network(p, ANY),
+        ["--sigma", "2"],
+        "it gives SimCC vectors, for which --sigma has no meaning",
+    ),
     "a detector": (
         lambda p: constant_network(p, {"dets": [1, 100, 5], "labels": [1, 100]}),
         [],

@@ -257,6 +257,11 @@ def _refusal(
             "(height x width): x must have as many bins for each pixel across as y down, for the "
             "same joints; state the right --size, or x before y in --ports"
         )
+    if said.ports and len(vectors) == len(names) != 2 and said.output != "heatmap":
+        return (
+            f"{graph}: --ports {','.join(names)}: SimCC vectors are two outputs: give two names, "
+            f"that of x and that of y; it has {listing}"
+        )
     wanted = {
         "heatmap": "heat maps [N, joints, height / s, width / s]",
         "simcc": "SimCC vectors [N, joints, width * s] and [N, joints, height * s]",
