@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the verb."""
-    parser.add_argument("graph", type=Path, metavar="MODEL.onnx", help="the network")
+    parser.add_argument(
+        "graph",
+        type=Path,
+        metavar="MODEL.onnx",
+        help="the network, with its weights in the same file",
+    )
     parser.add_argument(
         "--out",
         type=Path,

@@ -400,9 +400,10 @@ def _write_bundle(kind: str, out: Path, request: Request) -> Path:
             opened.run(1)
         except EngineError as error:
             reason = str(error).removeprefix(f"{temporary}: ")
+            name, whole = request.file.name, f"{request.file.stem}-whole.onnx"
             raise EngineError(
-                f"{request.file}: its copy cannot run (weights must lie in the graph itself, not "
-                f"in a file beside it): {reason}"
+                f"{request.file}: its copy cannot run: {reason}; weights in a file beside it are "
+                f"not copied: save both as one file, onnx.save(onnx.load({name!r}), {whole!r})"
             ) from None
         opened.close()
         replace(opened.manifest, file=out.name).save(description)
