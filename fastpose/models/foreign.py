@@ -182,7 +182,8 @@ def fill(network: nn.Module, state: Mapping[str, Any], layout: Layout, path: Pat
         path: for the text of errors.
 
     Raises:
-        WeightsError: a tensor that fits is not of floating point, or not finite.
+        WeightsError: a tensor that fits is not of floating point, not finite, or a variance below
+            0, whose root the norm takes.
     """
     fitting, report = _match(network, state, layout)
     for name, tensor in fitting.items():
@@ -194,6 +195,8 @@ def fill(network: nn.Module, state: Mapping[str, Any], layout: Layout, path: Pat
         fitting[name] = tensor.float()
         if not torch.isfinite(fitting[name]).all():
             raise WeightsError(f"{path}: {name} has values that are not finite")
+        if name.endswith("running_var") and (fitting[name] < 0).any():
+            raise WeightsError(f"{path}: {name} has values below 0, which no variance has")
     network.load_state_dict(fitting, strict=False)
     return report
 

@@ -403,3 +403,12 @@ def test_values_that_no_network_can_have(tensor: Tensor, text: str) -> None:
     with pytest.raises(WeightsError, match=text):
         fill(ours, {**foreign_state(), "a.bias": tensor}, MINE, Path("f.pth"))
     assert torch.equal(ours[0].weight, before)
+
+
+def test_a_variance_below_nothing() -> None:
+    ours, state = network(), foreign_state()
+    state["b.running_mean"][0], state["b.running_var"][1] = -3.0, -1e-3
+    with pytest.raises(WeightsError, match=r"f\.pth: 1\.running_var has values below 0, which no"):
+        fill(ours, state, MINE, Path("f.pth"))
+    state["b.running_var"][1] = 0.0  # of a channel that is always the same
+    assert fill(ours, state, MINE, Path("f.pth")).complete
