@@ -263,7 +263,12 @@ def test_the_truth_of_the_evaluation_is_taken_where_it_lies_beside(tmp_path, for
     mpii_truth(tmp_path)
     data = open_poses(f"mpii:{tmp_path}")
     np.testing.assert_allclose(data.samples[2].joints, JOINTS[3] + 999, atol=1e-3)
-    assert np.flatnonzero(~data.samples[0].labelled).tolist() == [5]
+    first, second, _ = data.samples
+    assert np.flatnonzero(~first.labelled).tolist() == [5]
+    # hidden in the annotations, or not labelled in the truth, which labels what they do not
+    assert np.flatnonzero(~first.visible).tolist() == [3, 5]
+    assert second.labelled.all()
+    assert np.flatnonzero(~second.visible).tolist() == [6]
     assert [s.head_size for s in data.samples] == [30, 30, 30]  # 0.6 of the diagonal, 50
     assert data.samples[0].box is not None
     train = open_poses(f"mpii:{tmp_path}", "train")
@@ -311,15 +316,28 @@ def test_people_without_a_picture_in_the_folder_are_left_out(tmp_path):
         open_data(f"mpii:{path}", images=tmp_path / "none")
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"scale": None}, "there is no 'scale'"),
-        ({"joints": np.zeros((COUNT, 14, 3))}, r"joints must be \[5, 16, 2\], got \[5, 14, 2\]"),
-        ({"center": np.zeros((COUNT, 3))}, "expected MPII annotations"),
+        (
+            {"joints": np.zeros((COUNT, 14, 3))},
+            r"joints must be numbers \[N, 16, 3\], got \[5, 14, 3\]",
+        ),
+        ({"joints": np.float64(3)}, r"joints must be numbers \[N, 16, 3\], got \[\]"),
+        ({"joints": np.full((COUNT, 16, 3), 1e300)}, r"joints must be below 1e\+30, got 1e\+300"),
+        ({"center": np.zeros((COUNT, 3))}, r"center must be numbers \[N, 2\], got \[5, 3\]"),
+        ({"center": np.zeros((4, 2))}, r"scale must be \[4\] for as many centers, got \[5\]"),
+        ({"scale": np.full(COUNT, np.inf)}, r"scale must be below 1e\+30, got inf"),
+        ({"scale": np.full(COUNT, "wide")}, r"scale must be numbers \[N\], got <U4"),
         ({"head_size": np.zeros(4)}, r"head must be \[5\], got \[4\]"),
-        ({"image_wh": np.zeros((COUNT, 2, 2))}, r"size must be \[5, 2\], got \[5, 2, 2\]"),
-        ({"is_val": np.ones((COUNT, 2), bool)}, r"validation must be \[5\], got \[5, 2\]"),
+        (
+            {"image_wh": np.zeros((COUNT, 2, 2))},
+            r"image_wh must be numbers \[N, 2\], got \[5, 2, 2",
+        ),
+        ({"image_wh": np.full((COUNT, 2), np.nan)}, "image_wh must be from 1, got nan"),
+        ({"is_val": np.ones((COUNT, 2), bool)}, r"is_val must be numbers \[N\], got \[5, 2\]"),
         ({"is_val": np.zeros(COUNT, bool)}, "no person of split 'val'"),
     ],
 )
@@ -331,6 +349,14 @@ def test_faulty_mpii_arrays_are_told_in_one_line(tmp_path, change, message):
     assert "\n" not in str(caught.value)
 
 
+POINTS = json.dumps([[1, 2]] * 16).encode()
+HRNET = b'[{"image": "a", "joints": %s, "joints_vis": %s, %%s}]' % (
+    POINTS,
+    json.dumps([1] * 16).encode(),
+)
+
+
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -339,8 +365,17 @@ def test_faulty_mpii_arrays_are_told_in_one_line(tmp_path, change, message):
         ("a.npz", b"PK\x03\x04 cut off", "expected a .npz file of arrays"),
         ("a.json", b"text", "no JSON"),
         ("a.json", b"[]", "expected a JSON list of people"),
-        ("a.json", b"[5]", "expected MPII annotations"),
-        ("a.json", b'[{"joints": 1}]', "there is no 'joints_vis'"),
+        ("a.json", b"[5]", "expected a JSON list of people"),
+        ("a.json", b'[{"joint_self": []}, {}]', "there is no 'joint_self'"),
+        ("a.json", b'[{"joints": 1}]', r"joints must be numbers \[N, 16, 2\], got \[1\]"),
+        ("a.json", HRNET % b'"center": [1, "b"], "scale": 1', r"center must be .*, got <U"),
+        (
+            "a.json",
+            HRNET % b'"center": [1, 2], "scale": 1e99',
+            r"scale must be below .* got 1e\+99",
+        ),
+        ("a.json", HRNET % b'"center": [1, 2]', "there is no 'scale'"),
+        ("a.json", b'[{"joints": [[1], [1, 2]]}]', "got rows of several lengths"),
         ("a.json.gz", b"text", "Not a gzipped file"),
         ("a.json.gz", gzip.compress(b"[]" * 99)[:-12], "ended before"),
     ],
@@ -408,12 +443,16 @@ def test_observer_centric_swaps_those_seen_from_behind(tmp_path):
     assert np.flatnonzero(~back.labelled).tolist() == [4]
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"part": np.zeros((2, 9, 2))}, r"got \[2, 9, 2\], \[2, 11\]"),
         ({"part": np.float64(1)}, r"got \[\], \[2, 11\]"),
         ({"scale": np.array(["a", "b"])}, "must be numbers"),
+        ({"scale": np.array([1e300, 1])}, r"part, center and scale must be pixels, below 1e\+30"),
+        ({"part": np.full((2, 11, 2), 1e300)}, r"must be pixels, below 1e\+30"),
+        ({"center": np.full((2, 2), -np.inf)}, r"must be pixels, below 1e\+30"),
         ({"scale": None}, "there is no 'valid_scale'"),
     ],
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastpose.datasets.files import read_arrays
+from fastpose.datasets.files import LARGEST, read_arrays
 from fastpose.datasets.samples import PoseData, Sample
 from fastpose.errors import DataError
 from fastpose.skeleton import FLIC9
@@ -51,6 +51,8 @@ def read_flic(path: Path, split: str, images: Path | None = None) -> PoseData:
         )
     if any(a.dtype.kind not in "biuf" for a in (part, visible, centre, scale)):
         raise DataError(f"{path}: part, visible, center and scale must be numbers")
+    if any((np.abs(a.astype(np.float64)) >= LARGEST).any() for a in (part, centre, scale)):
+        raise DataError(f"{path}: part, center and scale must be pixels, below {LARGEST:g}")
     joints = part[:, KEPT].astype(np.float32) - 1
     labelled = (visible[:, KEPT] > 0) & np.isfinite(joints).all(axis=-1)
     half = 100 * scale[:, None]

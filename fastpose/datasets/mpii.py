@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastpose.datasets.files import read_arrays, read_json
+from fastpose.datasets.files import LARGEST, read_arrays, read_json
 from fastpose.datasets.samples import PoseData, Sample
 from fastpose.errors import DataError
 from fastpose.skeleton import MPII16
@@ -78,7 +78,7 @@ class _Table:
         labelled, visible: [N, 16].
         boxes: [N, 4], NaN where they are not known.
         head: [N] unit of PCKh, NaN where it is not known.
-        size: [N, 2] (h, w) of the pictures, or None.
+        size: [N, 2] (h, w) of the pictures, whole numbers, or None.
         validation: [N], or None where that is not known.
     """
 
@@ -88,7 +88,7 @@ class _Table:
     visible: npt.NDArray[np.bool_]
     boxes: npt.NDArray[np.float64]
     head: npt.NDArray[np.float64]
-    size: npt.NDArray[np.int64] | None
+    size: npt.NDArray[np.float64] | None
     validation: npt.NDArray[np.bool_] | None
 
     def __post_init__(self) -> None:
@@ -146,41 +146,64 @@ def _file(path: Path) -> Path:
 
 def _read(path: Path) -> _Table:
     """The people of a file in any of its forms."""
+    content = read_arrays(path) if path.suffix == ".npz" else read_json(path)
     try:
-        if path.suffix == ".npz":
-            arrays = read_arrays(path)
-            return _from_truth(arrays) if "gt" in arrays else _from_arrays(arrays)
-        return _from_list(read_json(path))
+        if path.suffix != ".npz":
+            return _from_list(content)
+        return _from_truth(content) if "gt" in content else _from_arrays(content)
     except KeyError as error:
         raise DataError(f"{path}: expected MPII annotations; there is no {error}") from None
-    except (TypeError, ValueError, IndexError, OverflowError) as error:
-        if isinstance(error, DataError):
-            raise
+    except ValueError as error:
         raise DataError(f"{path}: expected MPII annotations: {error}") from None
 
 
+def _numbers(name: str, values: Any, *shape: int) -> npt.NDArray[np.float64]:
+    """The field `name` of N people, [N, *shape]; NaN where it is not known.
+
+    Raises:
+        ValueError: it is something else, or beyond what a picture can have.
+    """
+    wanted = f"{name} must be numbers [{', '.join(map(str, ('N', *shape)))}]"
+    try:
+        array = np.asarray(values)
+    except ValueError:
+        raise ValueError(f"{wanted}, got rows of several lengths") from None
+    if array.ndim != 1 + len(shape) or array.shape[1:] != shape:
+        raise ValueError(f"{wanted}, got {list(array.shape)}")
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"{wanted}, got {array.dtype}")
+    numbers = array.astype(np.float64)
+    vast = numbers[np.abs(numbers) >= LARGEST]
+    if len(vast):
+        raise ValueError(f"{name} must be below {LARGEST:g}, got {vast[0]:g}")
+    return numbers
+
+
 def _from_arrays(arrays: dict[str, npt.NDArray[Any]]) -> _Table:
-    joints = arrays["joints"].astype(np.float64)
+    joints = _numbers("joints", arrays["joints"], len(MPII16), 3)
     labelled = (joints[..., :2] != 0).any(axis=-1)
+    sides = _numbers("image_wh", arrays["image_wh"], 2)
+    if not (sides >= 1).all():
+        raise ValueError(f"image_wh must be from 1, got {sides[~(sides >= 1)][0]}")
     return _Table(
         arrays["image"],
         joints[..., :2],
         labelled,
         labelled & (joints[..., 2] > 0),
-        _squares(arrays["center"], arrays["scale"]),
-        arrays["head_size"].astype(np.float64),
-        arrays["image_wh"][:, ::-1],
-        arrays["is_val"].astype(bool),
+        _squares(_numbers("center", arrays["center"], 2), _numbers("scale", arrays["scale"])),
+        _numbers("head_size", arrays["head_size"]),
+        sides[:, ::-1],
+        _numbers("is_val", arrays["is_val"]) > 0,
     )
 
 
 def _from_truth(arrays: dict[str, npt.NDArray[Any]]) -> _Table:
-    labelled = ~arrays["missing"].astype(bool)
-    corners = arrays["headboxes"].astype(np.float64)
+    labelled = _numbers("missing", arrays["missing"], len(MPII16)) == 0
+    corners = _numbers("headboxes", arrays["headboxes"], 2, 2)
     count = len(labelled)
     return _Table(
         arrays["image"],
-        arrays["gt"].astype(np.float64),
+        _numbers("gt", arrays["gt"], len(MPII16), 2),
         labelled,
         labelled,
         np.full((count, 4), np.nan),
@@ -191,28 +214,32 @@ def _from_truth(arrays: dict[str, npt.NDArray[Any]]) -> _Table:
 
 
 def _from_list(people: Any) -> _Table:
-    if not isinstance(people, list) or not people:
+    if not isinstance(people, list) or not people or not all(isinstance(p, dict) for p in people):
         raise ValueError("expected a JSON list of people")
     hourglass = "joint_self" in people[0]
     image, centre, scale = (
         ("img_paths", "objpos", "scale_provided") if hourglass else ("image", "center", "scale")
     )
     if hourglass:
-        triples = np.array([row["joint_self"] for row in people], np.float64)
+        triples = _numbers("joint_self", [row["joint_self"] for row in people], len(MPII16), 3)
         joints = triples[..., :2]
         labelled = (joints != 0).any(axis=-1)
         visible = labelled & (triples[..., 2] > 0)
         validation = np.array([bool(row["isValidation"]) for row in people])
     else:
-        joints = np.array([row["joints"] for row in people], np.float64)
-        labelled = visible = np.array([row["joints_vis"] for row in people]) > 0
+        joints = _numbers("joints", [row["joints"] for row in people], len(MPII16), 2)
+        seen = _numbers("joints_vis", [row["joints_vis"] for row in people], len(MPII16))
+        labelled = visible = seen > 0
         validation = None
     return _Table(
         np.array([str(row[image]) for row in people]),
         joints,
         labelled,
         visible,
-        _squares(np.array([r[centre] for r in people]), np.array([r[scale] for r in people])),
+        _squares(
+            _numbers(centre, [row[centre] for row in people], 2),
+            _numbers(scale, [row[scale] for row in people]),
+        ),
         np.full(len(people), np.nan),
         None,
         validation,
@@ -233,8 +260,12 @@ def _with_truth(table: _Table, path: Path, annotations: Path) -> _Table:
     )
 
 
-def _squares(centre: npt.NDArray[Any], scale: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+def _squares(
+    centre: npt.NDArray[np.float64], scale: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
     """[N, 4] boxes of 200 `scale` [N] pixels, 15 `scale` below `centre` [N, 2]."""
-    side = np.asarray(scale, np.float64)[:, None]
-    middle = np.asarray(centre, np.float64) + side * (0, 15)
+    if len(scale) != len(centre):
+        raise ValueError(f"scale must be [{len(centre)}] for as many centers, got [{len(scale)}]")
+    side = scale[:, None]
+    middle = centre + side * (0, 15)
     return np.concatenate((middle - 100 * side, middle + 100 * side), axis=1)
