@@ -90,6 +90,14 @@ def test_pictures_of_joints_alone_need_a_teacher(tmp_path, capsys):
     assert "gone.onnx: no such file" in line
 
 
+def test_a_detector_of_several_classes_is_not_taught_persons(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("fastpose.train.teach.teach_boxes", lambda *_: pytest.fail("was taught"))
+    words = ("--out", str(tmp_path / "out"), "--teacher", "none", "--device", "cpu")
+    line = refused(lspet(tmp_path / "set"), capsys, *words, model="fpn50", data="lspet")
+    assert "lspet: persons alone, but fpn50 learns 80 classes; give boxes:DIR" in line
+    assert not (tmp_path / "out").exists()
+
+
 # Sets of boxes
 
 

@@ -155,6 +155,7 @@ def _train_detector(args: argparse.Namespace, spec: DetectorSpec, device: str) -
     from fastpose.train.release import release_detector
     from fastpose.train.scenes import SceneSet
     from fastpose.train.tasks import DetectorRecipe, DetectorTask
+    from fastpose.train.teach import CLASSES
 
     recipe = DetectorRecipe(**_recipe(args, ((spec.size, 16),)))
     start = _start(args.start)
@@ -163,6 +164,11 @@ def _train_detector(args: argparse.Namespace, spec: DetectorSpec, device: str) -
         for text in dict.fromkeys(args.data)
     }
     taught = sorted({data.name for data in read.values() if isinstance(data, PoseData)})
+    if taught and spec.classes != CLASSES:
+        raise DataError(
+            f"{' and '.join(taught)}: persons alone, but {spec.name} learns "
+            f"{len(spec.classes)} classes; give boxes:DIR"
+        )
     if taught and not args.teacher:
         raise DataError(
             f"{' and '.join(taught)}: no boxes of all the people; give --teacher FILE.onnx"

@@ -12,6 +12,7 @@ from fastpose.geometry import points_to_boxes
 from fastpose.models.anchors import clip, overlaps
 from fastpose.types import Boxes, Floats
 
+CLASSES = ("person",)  # of what is taught
 SURE, DOUBTFUL = 0.5, 0.15  # of a teacher's score: a person; perhaps one, and then ignored
 SAME = 0.5  # overlap from which on a taught box is the annotated person
 PERHAPS = 0.3  # overlap from which on it may be, and is no second person
@@ -41,7 +42,7 @@ def teach_boxes(
         size = (image.shape[0], image.shape[1])
         samples.append(BoxSample(sample.image, size, boxes, kinds, ignored))
         progress(1)
-    return BoxData(data.name, ("person",), tuple(samples), data.split)
+    return BoxData(data.name, CLASSES, tuple(samples), data.split)
 
 
 def combine(extent: Floats, taught: Boxes, size: tuple[int, int]) -> tuple[Floats, np.ndarray]:
