@@ -283,8 +283,9 @@ def _is_packed(path: Path) -> bool:
                 for entry in archive.infolist()
                 if re.search(r"/data(\.pkl$|/)", entry.filename)
             )
-    except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError, OSError):
-        return False  # the older format of torch.save, or damage, which torch tells
+    except (zipfile.BadZipFile, RuntimeError, UnicodeDecodeError, OSError):
+        # the older format of torch.save, or damage or a zip of other sorts, which torch tells
+        return False
 
 
 def _unwrapped(content: Any) -> Mapping[Any, Any]:
