@@ -220,7 +220,7 @@ def test_a_teacher_is_named_on_the_card(tmp_path, capsys, monkeypatch, small):
     monkeypatch.setattr("sys.argv", ["fastpose", *words])
     assert main(words) == 0
     card = json.loads(capsys.readouterr().out)
-    assert card["notes"].startswith(
+    assert card["notes"][0].startswith(
         "People of lspet beside the annotated one were labelled by none"
     )
     assert card["data"][0]["kind"] == "lspet"

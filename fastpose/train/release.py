@@ -112,7 +112,7 @@ def release_detector(
     card = _card("detector", spec, sets, recipe, command, start, weights, terms)
     card["graph_sha256"] = {half: file_hash(path) for half, path in graphs.items()}
     if notes:
-        card["notes"] = notes
+        card["notes"] = [notes]
     if validation:
         card |= _measure_detector(graphs, spec, validation)
     _write(card, folder)

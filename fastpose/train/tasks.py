@@ -29,10 +29,13 @@ class PoseRecipe(Recipe):
 
     Attributes:
         hard: M of online hard keypoint mining.
+        padding: the extent of a person's joints is enlarged by this. That makes about the box of
+            the whole body, which a detector finds and `ModelSpec.padding` enlarges in prediction.
         augmentation: the ranges of the random views.
     """
 
     hard: int = 8
+    padding: float = 1.25
     augmentation: Augmentation = field(default_factory=Augmentation)
 
 
@@ -72,7 +75,7 @@ class PoseTask:
 
     def batches(self, size: tuple[int, int], epoch: int) -> Iterator[Batch]:
         """See `loop.Task`."""
-        window = replace(self._spec.window, size=size)
+        window = replace(self._spec.window, size=size, padding=self._options.padding)
         rng = np.random.default_rng((self.recipe.seed, epoch))
         return batches(self._data, window, self.recipe.batch, self._options.augmentation, rng)
 

@@ -228,7 +228,8 @@ def test_a_published_network_is_trained_for_its_published_loss(tmp_path, name):
     fit(PoseTask(spec, data, once), tmp_path / "run", report=rows.append)
     torch.manual_seed(once.seed)
     network = create(name).to(memory_format=torch.channels_last).train()
-    batch = next(batches(data, spec.window, 2, STILL, np.random.default_rng((once.seed, 0))))
+    window = replace(spec.window, padding=once.padding)
+    batch = next(batches(data, window, 2, STILL, np.random.default_rng((once.seed, 0))))
     targets = megvii_targets(
         torch.from_numpy(batch.joints), torch.from_numpy(batch.visibility), spec
     )
