@@ -66,6 +66,19 @@ def crop_people(
     return crop_affines(frames, affines, window, source=source, out=out), affines
 
 
+def view_boxes(
+    boxes: npt.NDArray[np.floating], views: tuple[float, ...]
+) -> npt.NDArray[np.floating]:
+    """Boxes [N, 4] enlarged about their centres by each of S factors, [N * S, 4], box by box."""
+    if views == (1.0,):
+        return boxes
+    centre = (boxes[:, :2] + boxes[:, 2:]) / 2
+    half = (boxes[:, 2:] - boxes[:, :2]) / 2
+    reach = half[:, None] * np.asarray(views, boxes.dtype)[:, None]  # [N, S, 2]
+    corners = np.concatenate((centre[:, None] - reach, centre[:, None] + reach), axis=2)
+    return corners.reshape(-1, 4)
+
+
 def crop_affines(
     frames: npt.NDArray[np.uint8],
     affines: Doubles,

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from fastpose.crop import crop_people, runs
+from fastpose.crop import crop_people, runs, view_boxes
 from fastpose.engines import Engine
+from fastpose.geometry import Doubles
 from fastpose.models.joints import locate_joints
 from fastpose.people import as_people
 from fastpose.types import Boxes, Floats, People
@@ -33,10 +34,10 @@ def estimate(
     total, k = len(owner), len(spec.joints)
     points, scores = np.empty((total, k, 2), np.float32), np.empty((total, k), np.float32)
     boxes = np.concatenate([f.boxes for f in found]) if total else np.empty((0, 4), np.float32)
-    largest = engine.manifest.buckets[-1]
-    for start in range(0, total, largest):
-        rows = slice(start, min(start + largest, total))
-        points[rows], scores[rows] = _windows(frames, owner[rows], boxes[rows], engine)
+    step = max(1, engine.manifest.buckets[-1] // len(spec.views))
+    for start in range(0, total, step):
+        rows = slice(start, min(start + step, total))
+        points[rows], scores[rows] = _people(frames, owner[rows], boxes[rows], engine)
     ends = np.cumsum(counts)
     return [
         as_people(f, points[end - n : end], scores[end - n : end], spec)
@@ -44,17 +45,39 @@ def estimate(
     ]
 
 
-def _windows(
+def _people(
     frames: Sequence[npt.NDArray[np.uint8]],
     owner: npt.NDArray[np.int64],
     boxes: Floats,
     engine: Engine,
 ) -> tuple[Floats, Floats]:
-    """One batch: windows straight into the engine's own input, its maps straight to points."""
+    """Some people: all views of each through the network, its results straight to points."""
     spec = engine.manifest.spec
+    owner, boxes = np.repeat(owner, len(spec.views)), view_boxes(boxes, spec.views)
+    largest = engine.manifest.buckets[-1]
+    if len(boxes) <= largest:
+        results, affines = _windows(frames, owner, boxes, engine)
+    else:  # one person, in more views than the engine takes at once
+        parts = []
+        for start in range(0, len(boxes), largest):
+            rows = slice(start, start + largest)
+            results, affines = _windows(frames, owner[rows], boxes[rows], engine)
+            parts.append((results.copy(), affines))  # the engine writes its results anew
+        results, affines = (np.concatenate(rows) for rows in zip(*parts, strict=True))
+    return locate_joints(results, affines, spec)
+
+
+def _windows(
+    frames: Sequence[npt.NDArray[np.uint8]],
+    owner: npt.NDArray[np.int64],
+    boxes: Floats,
+    engine: Engine,
+) -> tuple[Floats, Doubles]:
+    """One batch: windows straight into the engine's own input; its results and the affines."""
     batch = engine.buffer(len(boxes))
     affines = np.empty((len(boxes), 2, 3))
     for rows in runs(owner):
         frame = frames[owner[rows.start]]
-        _, affines[rows] = crop_people(frame, boxes[rows], spec.window, out=batch[rows])
-    return locate_joints(engine.run(len(boxes)), affines, spec)
+        window = engine.manifest.spec.window
+        _, affines[rows] = crop_people(frame, boxes[rows], window, out=batch[rows])
+    return engine.run(len(boxes)), affines

@@ -17,7 +17,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from fastpose.engines.manifest import replaced
 from fastpose.errors import BackendError, EngineError
-from fastpose.models import create, create_detector, final_maps
+from fastpose.models import create, create_detector
 from fastpose.models.fpn import FPNDetector
 from fastpose.models.spec import DetectorSpec, ModelSpec
 from fastpose.models.weights import LARGEST_HALF
@@ -87,7 +87,7 @@ def export_onnx(module: nn.Module, spec: ModelSpec, path: Path, half: bool = Tru
         EngineError: the module cannot be traced, or the folder cannot be written.
     """
     image = torch.zeros(2, 3, *spec.size)
-    network = _FinalMaps(fold_batch_norm(module, image))
+    network = predictor(module, image)
     batch = ({0: torch.export.Dim("batch")},)
     _write_onnx(network, image, path, ["image"], ["heatmaps"], half=half, dynamic=batch)
 
@@ -193,13 +193,23 @@ class _Head(nn.Module):
         return self.detector.classify(windows)
 
 
-class _FinalMaps(nn.Module):
+def predictor(network: nn.Module, image: Tensor) -> nn.Module:
+    """What every runtime runs of a pose network: `predict`, batch norm folded.
+
+    Args:
+        network: of `fastpose.create`.
+        image: see `fold_batch_norm`, like the errors.
+    """
+    return fold_batch_norm(_Predictor(network), image)
+
+
+class _Predictor(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, image: Tensor) -> Tensor:
-        return final_maps(self.network(image))
+        return self.network.predict(image)
 
 
 @contextmanager

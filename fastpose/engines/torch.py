@@ -12,7 +12,7 @@ import torch
 
 from fastpose.engines.build import (
     detector_halves,
-    fold_batch_norm,
+    predictor,
     random_detector,
     random_network,
 )
@@ -26,7 +26,7 @@ from fastpose.engines.engine import (
 )
 from fastpose.engines.manifest import Manifest, file_hash
 from fastpose.errors import BackendError, EngineError
-from fastpose.models import create, create_detector, final_maps
+from fastpose.models import create, create_detector
 from fastpose.models.spec import DetectorSpec
 
 TYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
@@ -46,7 +46,7 @@ class TorchEngine(BufferedEngine):
         )
         image = torch.zeros(2, 3, *spec.size)
         self._type = TYPES[precision]
-        self._network: torch.nn.Module | None = fold_batch_norm(network, image).to(
+        self._network: torch.nn.Module | None = predictor(network, image).to(
             self._device, self._type, memory_format=torch.channels_last
         )
         if request.threads is not None:
@@ -73,10 +73,10 @@ class TorchEngine(BufferedEngine):
         )
         try:
             with torch.inference_mode():
-                heatmaps = final_maps(self._network(images))
+                results = self._network(images)
         except RuntimeError as error:
             raise EngineError(f"{self.manifest.name}: torch: {cause(error)}") from None
-        torch.from_numpy(self._result[:count]).copy_(heatmaps)
+        torch.from_numpy(self._result[:count]).copy_(results)
 
     def _free(self) -> None:
         self._network = None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from fastpose.crop import crop_people
+from fastpose.crop import crop_people, view_boxes
 from fastpose.datasets import CocoData, PoseData, read_image
 from fastpose.errors import ModelError
 from fastpose.evaluate.joints import evaluate_predictions, head_sizes
@@ -66,7 +66,7 @@ def predict_joints(
         engine: the model.
         data: the pictures.
         flip: average the maps with those of the mirrored window.
-        batch: windows that go through the engine at once, at most its largest bucket.
+        batch: windows that are cut and kept at once, at most the engine's largest bucket.
         progress: called after each batch with the number of its people.
 
     Returns:
@@ -134,35 +134,33 @@ def _locate(
     spec = engine.manifest.spec
     points = np.empty((len(places), len(spec.joints), 2), np.float32)
     scores = np.empty(points.shape[:2], np.float32)
-    batch = min(batch, engine.manifest.buckets[-1])
-    for start in range(0, len(places), batch):
-        now = places[start : start + batch]
+    step = max(1, min(batch, engine.manifest.buckets[-1]) // len(spec.views))
+    for start in range(0, len(places), step):
+        now = places[start : start + step]
         rows = slice(start, start + len(now))
-        buffer = engine.buffer(len(now))
-        affines = _cut(now, spec, buffer)
-        maps = engine.run(len(now))
-        mirrored = None
-        if flip:
-            maps = maps.copy()  # the engine owns what it returns and writes it anew
-            buffer[...] = buffer[..., ::-1]
-            mirrored = engine.run(len(now))
-        points[rows], scores[rows] = locate_joints(maps, affines, spec, flipped=mirrored)
+        windows, affines = _cut(now, spec)
+        mirrored = engine(windows[..., ::-1]) if flip else None
+        points[rows], scores[rows] = locate_joints(engine(windows), affines, spec, flipped=mirrored)
         if progress:
             progress(len(now))
     return points, scores
 
 
-def _cut(places: Sequence[Place], spec: ModelSpec, out: npt.NDArray[np.floating]) -> Doubles:
-    """Cut each window into `out` [N, 3, h, w]; returns the affines [N, 2, 3]."""
-    affines = np.empty((len(places), 2, 3))
+def _cut(places: Sequence[Place], spec: ModelSpec) -> tuple[Floats, Doubles]:
+    """All S views of N places: windows [N * S, 3, h, w] and their affines [N * S, 2, 3]."""
+    count = len(spec.views)
+    windows = np.empty((len(places) * count, 3, *spec.size), np.float32)
+    affines = np.empty((len(windows), 2, 3))
     read: Path | None = None
-    for row, (file, box) in enumerate(places):
+    for index, (file, box) in enumerate(places):
         if file != read:  # people of one picture follow each other
             image, read = read_image(file), file
         window = spec.window if box is not None else replace(spec.window, padding=1.0)
         boxes = frame_box(*image.shape[:2]) if box is None else box[None]
-        _, affines[row : row + 1] = crop_people(image, boxes, window, out=out[row : row + 1])
-    return affines
+        rows = slice(index * count, (index + 1) * count)
+        seen = view_boxes(boxes, spec.views)
+        _, affines[rows] = crop_people(image, seen, window, out=windows[rows])
+    return windows, affines
 
 
 def _joint_order(known: Skeleton, wanted: Skeleton) -> list[int]:

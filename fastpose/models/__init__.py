@@ -11,7 +11,7 @@ from fastpose.errors import BackendError, ModelError
 from fastpose.models.spec import DetectorSpec, ModelSpec
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from fastpose.models.fpn import FPNDetector
 
@@ -190,7 +190,8 @@ def create(name: str, weights: str | Path | None = None) -> nn.Module:
         weights: a .safetensors file; None leaves the initial random weights.
 
     Returns:
-        The module; its input is [N, 3, h, w] float32, normalised as its `model_spec` says.
+        The module; its input is [N, 3, h, w] float32, normalised as its `model_spec` says. Calling
+        it gives all that its losses need, `predict` what is decoded: see `ModelSpec.output`.
 
     Raises:
         ModelError: unknown name.
@@ -200,7 +201,8 @@ def create(name: str, weights: str | Path | None = None) -> nn.Module:
     if name in DETECTORS:
         return create_detector(name, weights)
     spec = model_spec(name)
-    return _build(spec.network, weights, num_keypoints=len(spec.joints), **spec.kwargs)
+    maps = len(spec.joints) // spec.peaks
+    return _build(spec.network, weights, num_keypoints=maps, **spec.kwargs)
 
 
 def create_detector(name: str, weights: str | Path | None = None) -> FPNDetector:
@@ -232,8 +234,3 @@ def _build(network: str, weights: str | Path | None, **arguments: Any) -> Any:
 
         load_weights(built, Path(weights))
     return built.eval()
-
-
-def final_maps(output: Tensor | tuple[list[Tensor], Tensor]) -> Tensor:
-    """The maps that are decoded, of a network's output: the last stage's, [N, K, h, w]."""
-    return output[-1] if isinstance(output, tuple) else output

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastpose.errors import ModelError
-from fastpose.models.layers import conv
+from fastpose.models.layers import check_image, conv
 
 BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}  # bottlenecks of a ResNet's four stages, by depth
 TRUNK = (2048, 1024, 512, 256)  # channels of C5, C4, C3, C2
@@ -57,12 +57,13 @@ class CPN(nn.Module):
         Raises:
             ValueError: h or w is no multiple of 32.
         """
-        if image.shape[2] % 32 or image.shape[3] % 32:
-            raise ValueError(
-                f"image must be [N, 3, h, w] with h and w multiples of 32, got {list(image.shape)}"
-            )
+        check_image(image, (3,), 32)
         pyramid, coarse = self.global_net(self.resnet(image))
         return coarse, self.refine_net(pyramid)
+
+    def predict(self, image: Tensor) -> Tensor:
+        """The maps that are decoded: RefineNet's."""
+        return self(image)[1]
 
 
 class Bottleneck(nn.Module):

@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastpose.models.layers import conv
+from fastpose.models.layers import check_image, conv
+
+FACTORS = (8, 4, 2, 1)  # cells of the maps per cell of P5, P4, P3, P2
 
 
 class Residual(nn.Module):
@@ -116,6 +118,7 @@ class LightCPN(LightTrunk):
 
     def pyramid(self, image: Tensor) -> list[Tensor]:
         """[N, 3, h, w] -> P5, P4, P3, P2, each [N, width, h / s, w / s], s = 32, 16, 8, 4."""
+        check_image(image, (3,), 32)
         levels = self.stages(image)
         merged = [self.laterals[0](levels[3])]
         for lateral, merge, level in zip(
@@ -127,12 +130,14 @@ class LightCPN(LightTrunk):
     def forward(self, image: Tensor) -> tuple[list[Tensor], Tensor]:
         """[N, 3, h, w] -> GlobalNet's four maps (P5 first), RefineNet's; [N, K, h / 4, w / 4]."""
         pyramid = self.pyramid(image)
-        factors = (8, 4, 2, 1)
-        coarse = [
-            upsample(head(p), f) for head, p, f in zip(self.heads, pyramid, factors, strict=True)
-        ]
-        refined = [
-            upsample(stage(p), f)
-            for stage, p, f in zip(self.cascade, pyramid, factors, strict=True)
-        ]
-        return coarse, self.final(torch.cat(refined, dim=1))
+        levels = zip(self.heads, pyramid, FACTORS, strict=True)
+        return [upsample(head(p), f) for head, p, f in levels], self.refine(pyramid)
+
+    def predict(self, image: Tensor) -> Tensor:
+        """The maps that are decoded: RefineNet's."""
+        return self.refine(self.pyramid(image))
+
+    def refine(self, pyramid: list[Tensor]) -> Tensor:
+        """P5 to P2 -> RefineNet's maps."""
+        levels = zip(self.cascade, pyramid, FACTORS, strict=True)
+        return self.final(torch.cat([upsample(stage(p), f) for stage, p, f in levels], dim=1))

@@ -14,34 +14,52 @@ def locate_joints(
     """Find the joints of N windows.
 
     Args:
-        results: what an engine gives: heat maps [N, K, h, w], or SimCC vectors [N, K, bins], those
-            of x before those of y.
-        affines: [N, 2, 3] window -> frame pixel, as `crop_people` returns them.
+        results: what an engine gives for their S views each, [N * S, ...] with the views of a
+            window side by side: see `ModelSpec.output`; SimCC's vectors are joined, x before y.
+        affines: [N * S, 2, 3] window -> frame pixel, as `crop_people` returns them.
         spec: the network that made the results.
         flipped: its results for the mirrored windows, to be averaged in.
 
     Returns:
         points [N, K, 2] in frame pixels, NaN where there is no peak, and scores [N, K].
     """
-    flip_pairs = None if flipped is None else spec.joints.flip_pairs
-    if spec.output == "simcc":
-        return ops.decode_simcc(
-            *_vectors(results, spec),
-            split=spec.split,
-            flipped=None if flipped is None else _vectors(flipped, spec),
-            flip_pairs=flip_pairs,
-            peak_value=spec.peak_value,
-            affines=affines,
-        )
+    match spec.output:
+        case "simcc":
+            return _read_vectors(results, affines, spec, flipped)
+        case _:
+            return _read_maps(results, affines, spec, flipped)
+
+
+def _read_maps(
+    results: Floats, affines: Doubles, spec: ModelSpec, flipped: Floats | None
+) -> tuple[Floats, Floats]:
+    """A peak in a heat map for every joint."""
+    if spec.background:
+        results = results[:, :-1]
+        flipped = None if flipped is None else flipped[:, :-1]
     return ops.decode(
         results,
         method=spec.method,
         sigma=spec.sigma,
         peak_value=spec.peak_value,
         flipped=flipped,
-        flip_pairs=flip_pairs,
+        flip_pairs=None if flipped is None else spec.joints.flip_pairs,
         flip_shift=CONVENTIONS[spec.convention].flip_shift,
         affines=cells_to_frame(affines, spec.convention, spec.size, results.shape[2:]),
+    )
+
+
+def _read_vectors(
+    results: Floats, affines: Doubles, spec: ModelSpec, flipped: Floats | None
+) -> tuple[Floats, Floats]:
+    """A peak in each of the two vectors of every joint."""
+    return ops.decode_simcc(
+        *_vectors(results, spec),
+        split=spec.split,
+        flipped=None if flipped is None else _vectors(flipped, spec),
+        flip_pairs=None if flipped is None else spec.joints.flip_pairs,
+        peak_value=spec.peak_value,
+        affines=affines,
     )
 
 

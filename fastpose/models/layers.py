@@ -2,7 +2,28 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
+
+
+def check_image(image: Tensor, channels: tuple[int, ...], multiple: int) -> None:
+    """Raise ValueError unless the image fits the network.
+
+    Args:
+        image: [N, C, h, w].
+        channels: what C may be.
+        multiple: of what h and w must be: the network's coarsest stride.
+    """
+    fits = (
+        image.ndim == 4
+        and image.shape[1] in channels
+        and all(side > 0 and side % multiple == 0 for side in image.shape[2:])
+    )
+    if not fits:
+        names = " or ".join(map(str, channels))
+        raise ValueError(
+            f"image must be [N, {names}, h, w] with h and w multiples of {multiple}, "
+            f"got {list(image.shape)}"
+        )
 
 
 def conv(cin: int, cout: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:

@@ -9,10 +9,11 @@ from typing import Any
 from fastpose.crop import Window
 from fastpose.errors import ModelError
 from fastpose.geometry import CONVENTIONS
+from fastpose.models.parts import PART_TREES
 from fastpose.ops.decode import METHODS
 from fastpose.skeleton import SKELETONS, Skeleton, skeleton
 
-OUTPUTS = ("heatmap", "simcc")
+OUTPUTS = ("heatmap", "simcc", "parts", "cascade")
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class ModelSpec:
             elsewhere, of which there is only a graph.
         size: (h, w) of the input in pixels.
         stride: input pixels per heat-map cell; 1 where there are none.
-        skeleton: name of the joint set; its length is the number of heat maps.
+        skeleton: name of the joint set.
         mean, std: per input channel, in units of 0-255, after `rgb`.
         rgb: the input is RGB (frames are BGR).
         convention: crop and grid of `fastpose.geometry`.
@@ -34,12 +35,24 @@ class ModelSpec:
         kwargs: further arguments of the callable.
         paper: author, title, venue, year; "" for a network from elsewhere.
         parameters: exact number of parameters where the publication or we know it.
-        output: "heatmap", or "simcc" for two vectors of bins for each joint, as `ops.decode_simcc`
-            reads them; the grid of `convention`, `method` and `sigma` then have no meaning.
+        output: what the network gives, [N, ...]:
+            "heatmap": [C, h, w], `peaks` joints a map, and the background's map if it has one;
+            "simcc": two vectors of bins for each joint, as `ops.decode_simcc` reads them; the grid
+            of `convention`, `method` and `sigma` then have no meaning;
+            "parts": probabilities [P * T + 1, h, w] of the T types of the P parts of `tree`, and
+            of the background;
+            "cascade": for each joint the cells of a coarse map, then those of a `fine` x `fine`
+            window on it, in one vector.
         split: bins for each pixel of the input.
         ports: names of the graph's outputs that count: the heat maps, or x and y of the vectors;
             () where it has no others.
         custom: the joint set itself where it is none of `SKELETONS`.
+        background: the last map is the background's.
+        peaks: joints in one map, told apart by their place.
+        views: a person is seen so often, the box enlarged by each of these factors besides
+            `padding`, and the results are joined.
+        tree: for "parts", a name of `fastpose.models.parts.PART_TREES`.
+        fine: for "cascade", the side of the windows in cells.
     """
 
     name: str
@@ -62,15 +75,14 @@ class ModelSpec:
     split: float = 2.0
     ports: tuple[str, ...] = ()
     custom: Skeleton | None = None
+    background: bool = False
+    peaks: int = 1
+    views: tuple[float, ...] = (1.0,)
+    tree: str = ""
+    fine: int = 0
 
     def __post_init__(self) -> None:
-        known = self.custom.name if self.custom else self.skeleton in SKELETONS and self.skeleton
-        if known != self.skeleton:
-            raise ModelError(f"{self.name}: unknown skeleton {self.skeleton!r}")
-        if self.output not in OUTPUTS:
-            raise ModelError(
-                f"{self.name}: output must be {' or '.join(OUTPUTS)}, got {self.output!r}"
-            )
+        self._check_joints()
         for key, names in (("convention", tuple(CONVENTIONS)), ("method", METHODS)):
             if getattr(self, key) not in names:
                 raise ModelError(
@@ -84,6 +96,7 @@ class ModelSpec:
         self._check_numbers("padding", 2 if isinstance(self.padding, tuple) else None)
         for key in ("sigma", "peak_value", "split"):
             self._check_numbers(key, None)
+        self._check_numbers("views", len(self.views) or 1 if type(self.views) is tuple else 1)
         sides = self.size if isinstance(self.size, tuple) and len(self.size) == 2 else ()
         if not sides or any(type(n) is not int or n < 1 for n in (*sides, self.stride)):
             raise ModelError(
@@ -92,6 +105,22 @@ class ModelSpec:
             )
         if self.size[0] % self.stride or self.size[1] % self.stride:
             raise ModelError(f"{self.name}: size {self.size} is no multiple of {self.stride}")
+
+    def _check_joints(self) -> None:
+        """Raise ModelError unless the joints are known and the output has a place for each."""
+        known = self.custom.name if self.custom else self.skeleton in SKELETONS and self.skeleton
+        if known != self.skeleton:
+            raise ModelError(f"{self.name}: unknown skeleton {self.skeleton!r}")
+        if self.output not in OUTPUTS:
+            raise ModelError(
+                f"{self.name}: output must be {' or '.join(OUTPUTS)}, got {self.output!r}"
+            )
+        if (self.output == "parts") != (self.tree in PART_TREES):
+            raise ModelError(f"{self.name}: unknown part tree {self.tree!r}")
+        if type(self.peaks) is not int or self.peaks < 1 or len(self.joints) % self.peaks:
+            raise ModelError(
+                f"{self.name}: peaks must divide its {len(self.joints)} joints, got {self.peaks!r}"
+            )
 
     def _check_numbers(self, key: str, count: int | None, least: float = 0.0) -> None:
         """Raise ModelError unless the field is one number above `least`, or `count` of them."""
@@ -120,11 +149,22 @@ class ModelSpec:
     @property
     def results(self) -> tuple[tuple[int, ...], ...]:
         """Shape of each of the network's outputs for one window."""
-        k = len(self.joints)
-        if self.output == "heatmap":
-            return ((k, *self.cells),)
-        height, width = (round(side * self.split) for side in self.size)
-        return (k, width), (k, height)
+        k, (h, w) = len(self.joints), self.cells
+        match self.output:
+            case "simcc":
+                height, width = (round(side * self.split) for side in self.size)
+                return (k, width), (k, height)
+            case "parts":
+                tree = PART_TREES[self.tree]
+                return ((len(tree.parts) * tree.types + 1, h, w),)
+            case "cascade":
+                return ((k, h * w + self.fine**2),)
+        return ((k // self.peaks + self.background, h, w),)
+
+    @property
+    def nearest_view(self) -> float:
+        """The view whose window differs least from the one of `padding` alone."""
+        return min(self.views, key=lambda factor: abs(math.log(factor)))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as a card or a manifest keeps them."""

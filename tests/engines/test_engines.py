@@ -19,7 +19,6 @@ from fastpose.engines import Engine, Manifest, build_engine, load_engine, open_e
 from fastpose.engines.engine import split
 from fastpose.engines.manifest import file_hash
 from fastpose.errors import BackendError, EngineError, ModelError, WeightsError
-from fastpose.models import final_maps
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxruntime")
@@ -34,7 +33,7 @@ def images(count: int) -> np.ndarray:
 
 def expected(batch: np.ndarray, network=None) -> np.ndarray:
     with torch.inference_mode():
-        maps = final_maps((network or make_tiny())(torch.from_numpy(np.ascontiguousarray(batch))))
+        maps = (network or make_tiny()).predict(torch.from_numpy(np.ascontiguousarray(batch)))
     return maps.numpy()
 
 

@@ -14,7 +14,6 @@ from fastpose import Pose
 from fastpose.engines import open_engine
 from fastpose.engines.manifest import file_hash
 from fastpose.errors import FastposeError, WeightsError
-from fastpose.models import final_maps
 from fastpose.models.weights import save_weights
 
 torch = pytest.importorskip("torch")
@@ -39,7 +38,7 @@ def write_card(weights: Path, **changes: object) -> None:
 def test_a_weight_file_is_opened_as_the_model_of_its_card(weights, kind, text):
     images = np.random.default_rng(0).normal(size=(2, 3, *TINY.size)).astype(np.float32)
     with torch.inference_mode():
-        expected = final_maps(make_tiny()(torch.from_numpy(images))).numpy()
+        expected = make_tiny().predict(torch.from_numpy(images)).numpy()
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # the weights are not random ones
         engine = open_engine(text(weights), kind=kind, threads=1)

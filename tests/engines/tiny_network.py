@@ -54,6 +54,9 @@ class Tiny(nn.Module):
         y = self.up_norm(self.up(y))
         return [self.coarse(x)], self.final(x + y)
 
+    def predict(self, image):
+        return self(image)[1]
+
 
 def make_tiny() -> nn.Module:
     """The network with weights and statistics that make every fault of folding visible."""

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from seeded import seed_weights, uniform
 from torch import Tensor, nn
 
+from fastpose.engines import open_graph
+from fastpose.engines.build import export_onnx
 from fastpose.errors import ModelError
-from fastpose.models import MODELS, create, final_maps, list_models, model_spec
+from fastpose.models import MODELS, create, list_models, model_spec
 from fastpose.models.cpn_light import LightCPN
 from fastpose.models.spec import ModelSpec
 
@@ -32,15 +36,19 @@ def network(name: str) -> nn.Module:
     return module
 
 
+@pytest.fixture(scope="module")
+def small(name: str) -> ModelSpec:
+    """The spec at a size that a CPU computes at once."""
+    return replace(model_spec(name), size=SIZE)
+
+
 def picture(count: int) -> Tensor:
     return 2 * uniform("picture", (count, 3, *SIZE)) - 1
 
 
-def all_maps(network: nn.Module, image: Tensor) -> list[Tensor]:
-    """Every map that a cascade answers with, the refined one last."""
-    with torch.no_grad():
-        coarse, refined = network(image)
-    return [*coarse, refined]
+def predict(network: nn.Module, image: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return network.predict(image)
 
 
 def assert_maps_close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
@@ -54,10 +62,9 @@ def test_shapes_and_parameters_at_the_size_of_the_spec(name: str) -> None:
     spec = model_spec(name)
     with torch.device("meta"):  # shapes without arithmetic or memory
         network = create(name)
-        coarse, refined = network(torch.empty(2, 3, *spec.size))
-    expected = (2, len(spec.joints), *spec.cells)
-    assert [m.shape for m in coarse] == [expected] * 4
-    assert refined.shape == expected
+        result = network.predict(torch.empty(2, 3, *spec.size))
+    (shape,) = spec.results
+    assert result.shape == (2, *shape)
     assert sum(p.numel() for p in network.parameters()) == spec.parameters
 
 
@@ -68,44 +75,69 @@ def test_spec_survives_json(name: str) -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
-def test_batch_sizes(network: nn.Module, name: str, count: int) -> None:
-    joints = len(model_spec(name).joints)
-    for maps in all_maps(network, picture(count)):
-        assert maps.shape == (count, joints, SIZE[0] // 4, SIZE[1] // 4)
-        assert torch.isfinite(maps).all()
+def test_batch_sizes(network: nn.Module, small: ModelSpec, count: int) -> None:
+    result = predict(network, picture(count))
+    assert result.shape == (count, *small.results[0])
+    assert torch.isfinite(result).all()
 
 
 def test_a_window_does_not_depend_on_its_batch(network: nn.Module) -> None:
     batch = picture(3)
-    together = all_maps(network, batch)
+    together = predict(network, batch)
     for row in range(3):
-        for one, many in zip(all_maps(network, batch[row : row + 1]), together, strict=True):
-            assert_maps_close(one, many[row : row + 1], 1e-5)
+        one = predict(network, batch[row : row + 1])
+        assert_maps_close(one, together[row : row + 1], 1e-5)
 
 
 def test_channels_last_gives_the_same_maps(network: nn.Module) -> None:
     image = picture(2)
-    expected = all_maps(network, image)
+    expected = predict(network, image)
     other = copy.deepcopy(network).to(memory_format=torch.channels_last)
-    actual = all_maps(other, image.contiguous(memory_format=torch.channels_last))
-    for a, e in zip(actual, expected, strict=True):
-        assert_maps_close(a, e, 1e-5)
+    actual = predict(other, image.contiguous(memory_format=torch.channels_last))
+    assert_maps_close(actual, expected, 1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_low_precision_is_near(network: nn.Module, dtype: torch.dtype) -> None:
     image = picture(1)
-    low = copy.deepcopy(network).to(dtype)
-    for a, e in zip(all_maps(low, image.to(dtype)), all_maps(network, image), strict=True):
-        assert a.dtype == dtype
-        assert_maps_close(a, e, 0.1 if dtype == torch.bfloat16 else 0.02)
+    actual = predict(copy.deepcopy(network).to(dtype), image.to(dtype))
+    assert actual.dtype == dtype
+    expected = predict(network, image)
+    assert_maps_close(actual, expected, 0.1 if dtype == torch.bfloat16 else 0.02)
 
 
-def test_final_maps_are_the_refined_ones(network: nn.Module) -> None:
-    with torch.no_grad():
-        output = network(picture(1))
-    assert final_maps(output) is output[-1]
-    assert final_maps(output[-1]) is output[-1]
+@pytest.mark.parametrize("shape", [(1, 5, *SIZE), (1, 3, 64, 97), (3, *SIZE)])
+def test_wrong_input_names_the_expected(network: nn.Module, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"image must be \[N, 3.*, h, w\].*multiples of \d+, got"):
+        network.predict(torch.zeros(shape))
+
+
+def test_every_runtime_gives_the_modules_maps(
+    name: str, network: nn.Module, small: ModelSpec, tmp_path: Path
+) -> None:
+    """One export, traced by torch.export on the way, in each runtime that reads it."""
+    if (twin := first_of_graph(name)) != name:
+        pytest.skip(f"the graph of {twin} at this size")
+    path = tmp_path / "network.onnx"
+    export_onnx(network, small, path, half=False)
+    images = picture(3)
+    expected = predict(network, images)
+    for kind in ("openvino", "onnxruntime"):
+        pytest.importorskip(kind)
+        run = open_graph(path, kind=kind, threads=2)
+        for count in (1, 3):
+            actual = run({"image": images[:count].numpy()})["heatmaps"]
+            assert_maps_close(torch.from_numpy(actual), expected[:count], 1e-4)
+        run.close()
+
+
+def first_of_graph(name: str) -> str:
+    """The first model that differs from this one in its input's size or its training alone."""
+
+    def graph(spec: ModelSpec) -> tuple[object, ...]:
+        return spec.network, spec.kwargs, len(spec.joints) // spec.peaks
+
+    return next(other for other in MODELS if graph(MODELS[other]) == graph(MODELS[name]))
 
 
 def test_unknown_name_lists_the_known() -> None:
@@ -125,9 +157,10 @@ def mirror_error(network: nn.Module, image: Tensor) -> float:
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             module.weight.data = (module.weight.data + module.weight.data.flip(-1)) / 2
+    maps = network.predict if hasattr(network, "predict") else network
     with torch.no_grad():
-        maps, mirrored = final_maps(network(image)), final_maps(network(image.flip(-1)))
-    return float((mirrored.flip(-1) - maps).abs().max() / maps.abs().max())
+        straight, mirrored = maps(image), maps(image.flip(-1))
+    return float((mirrored.flip(-1) - straight).abs().max() / straight.abs().max())
 
 
 def test_light_network_is_small_and_mirrors_exactly() -> None:
