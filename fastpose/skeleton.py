@@ -109,6 +109,21 @@ FLIC9 = Skeleton(
     (_SHOULDER, _ELBOW, _WRIST, _SHOULDER, _ELBOW, _WRIST, _HIP, _HIP, _HEAD),
 )  # fmt: skip
 
+FLIC10 = Skeleton(
+    "flic10",
+    (
+        "head", "neck",
+        "left_shoulder", "left_elbow", "left_wrist", "left_hip",
+        "right_shoulder", "right_elbow", "right_wrist", "right_hip",
+    ),
+    ((0, 1), (1, 2), (2, 3), (3, 4), (1, 6), (6, 7), (7, 8), (2, 5), (6, 9), (5, 9)),
+    ((2, 6), (3, 7), (4, 8), (5, 9)),
+    (
+        _HEAD, _SHOULDER, _SHOULDER, _ELBOW, _WRIST, _HIP,
+        _SHOULDER, _ELBOW, _WRIST, _HIP,
+    ),
+)  # fmt: skip
+
 LSP14 = Skeleton(
     "lsp14",
     (
@@ -183,7 +198,7 @@ COCO17 = Skeleton(
     ),
 )  # fmt: skip
 
-SKELETONS = {s.name: s for s in (FLIC9, LSP14, CPM14, MPII16, COCO17)}
+SKELETONS = {s.name: s for s in (FLIC9, FLIC10, LSP14, CPM14, MPII16, COCO17)}
 
 
 def skeleton(name: str) -> Skeleton:

@@ -1,0 +1,308 @@
+"""Trees of parts: their shape, joints <-> parts, types, and how types are found."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastpose.datasets import PoseData, Sample, open_poses
+from fastpose.errors import DataError, ModelError
+from fastpose.models.parts import PART_TREES, PartTree, part_tree
+from fastpose.skeleton import FLIC9, FLIC10, LSP14, skeleton
+
+LSP26, FLIC18 = PART_TREES["lsp26"], PART_TREES["flic18"]
+
+on_both = pytest.mark.parametrize("tree", PART_TREES.values(), ids=PART_TREES)
+
+
+def poses(tree, count=5, seed=0):
+    joints = len(skeleton(tree.skeleton))
+    return np.random.default_rng(seed).uniform(0, 40, (count, joints, 2)).astype(np.float32)
+
+
+def chain(*parents, centres=None):
+    """A tree over FLIC-10's joints, of which part i is joint i."""
+    parts = FLIC10.joints[: len(parents)]
+    centres = np.zeros((len(parts), 1, 2)) if centres is None else centres
+    return PartTree("chain", "flic10", parts, parents, np.eye(len(parents), 10), centres)
+
+
+# ---- the published trees -------------------------------------------------------------------------
+
+
+def test_parents_are_the_published_ones():
+    counted_from_1 = [0, 1, 2, 3, 4, 5, 6, 3, 8, 9, 10, 11, 12, 13]
+    counted_from_1 += [2, 15, 16, 17, 18, 15, 20, 21, 22, 23, 24, 25]
+    assert [parent + 1 for parent in LSP26.parents] == counted_from_1
+    counted_from_1 = [0, 1, 2, 3, 4, 5, 6, 3, 8, 9, 2, 11, 12, 13, 14, 11, 16, 17]
+    assert [parent + 1 for parent in FLIC18.parents] == counted_from_1
+
+
+def test_joints_are_the_published_parts():
+    order = [f"{side}_{joint}" for side in ("left", "right") for joint in
+             ("shoulder", "elbow", "wrist", "hip", "knee", "ankle")]  # fmt: skip
+    places = [LSP26.joints[LSP14.joints.index(name)] + 1 for name in ("head_top", "neck", *order)]
+    assert places == [1, 2, 3, 5, 7, 10, 12, 14, 15, 17, 19, 22, 24, 26]
+    assert [part + 1 for part in FLIC18.joints] == [1, 2, 3, 5, 7, 10, 11, 13, 15, 18]
+
+
+def test_sizes():
+    assert (len(LSP26.parts), LSP26.types) == (26, 13)
+    assert (len(FLIC18.parts), FLIC18.types) == (18, 1)
+    assert (LSP26.root, FLIC18.root) == (0, 0)
+
+
+def test_an_unknown_tree_is_named():
+    with pytest.raises(ModelError, match="unknown part tree 'lsp14'; known: lsp26, flic18"):
+        part_tree("lsp14")
+
+
+@pytest.mark.parametrize(
+    ("parents", "message"),
+    [
+        ((1, 0), "chain: one part must be the root, with parent -1; there are: none"),
+        ((-1, 0, -1), "there are: head, left_shoulder"),
+        ((-1, 0, 3), "the parent of part left_shoulder must be -1 to 2, got 3"),
+        ((-1, -2), "the parent of part neck must be -1 to 1, got -2"),
+        ((-1, 0, 3, 2), "part left_shoulder has no way to the root: its parents form a ring"),
+        ((-1, 1), "part neck has no way to the root"),
+    ],
+)
+def test_what_is_no_tree_is_refused(parents, message):
+    with pytest.raises(ModelError, match=message):
+        chain(*parents)
+
+
+def test_sizes_that_do_not_fit_are_refused():
+    with pytest.raises(ModelError, match="lsp26: 26 parts have 25 parents"):
+        replace(LSP26, parents=LSP26.parents[:-1])
+    with pytest.raises(ModelError, match=r"weights must be \[26, 14\], got \[14, 26\]"):
+        replace(LSP26, weights=LSP26.weights.T)
+    with pytest.raises(ModelError, match=r"centres must be \[26, types, 2\], got \[26, 2\]"):
+        replace(LSP26, centres=LSP26.centres[:, 0])
+    with pytest.raises(ModelError, match="joint left_elbow of flic10 is no part"):
+        chain(-1, 0, 1)
+
+
+# ---- joints <-> parts ----------------------------------------------------------------------------
+
+
+@on_both
+def test_parts_to_joints_inverts_joints_to_parts(tree):
+    joints = poses(tree)
+    names = skeleton(tree.skeleton).joints
+    if tree is FLIC18:  # whose neck is no joint of its own
+        shoulders = [names.index(f"{side}_shoulder") for side in ("left", "right")]
+        joints[:, names.index("neck")] = joints[:, shoulders].mean(axis=1)
+    parts, known = tree.joints_to_parts(joints)
+    assert parts.shape == (5, len(tree.parts), 2)
+    assert parts.dtype == np.float32
+    assert known.all()
+    np.testing.assert_array_equal(tree.parts_to_joints(parts), joints)
+
+
+@on_both
+def test_points_between_joints(tree):
+    joints = poses(tree)
+    at = dict(zip(skeleton(tree.skeleton).joints, joints.transpose(1, 0, 2), strict=True))
+    parts, _ = tree.joints_to_parts(joints)
+    found = dict(zip(tree.parts, parts.transpose(1, 0, 2), strict=True))
+    for side in ("left", "right"):
+        shoulder, elbow, wrist, hip = (
+            at[f"{side}_{name}"] for name in ("shoulder", "elbow", "wrist", "hip")
+        )
+        between = {
+            "upper_arm": (shoulder + elbow) / 2,
+            "forearm": (elbow + wrist) / 2,
+            "chest": (2 * shoulder + hip) / 3,
+            "waist": (shoulder + 2 * hip) / 3,
+        }
+        for name, expected in between.items():
+            np.testing.assert_allclose(found[f"{side}_{name}"], expected, rtol=1e-6)
+    if tree is LSP26:
+        middle = (at["right_knee"] + at["right_ankle"]) / 2
+        np.testing.assert_allclose(found["right_shin"], middle, rtol=1e-6)
+
+
+def test_a_part_of_an_unlabelled_joint_is_not_known():
+    joints, labelled = poses(LSP26, 2), np.ones((2, 14), bool)
+    labelled[1, LSP14.joints.index("left_hip")] = False
+    joints[~labelled] = np.nan
+    parts, known = LSP26.joints_to_parts(joints, labelled)
+    assert known[0].all()
+    lost = [LSP26.parts[i] for i in np.flatnonzero(~known[1])]
+    assert lost == ["left_chest", "left_waist", "left_hip", "left_thigh"]
+    np.testing.assert_array_equal(np.isnan(parts).any(axis=2), ~known)
+
+
+@on_both
+def test_nobody(tree):
+    parts, known = tree.joints_to_parts(poses(tree, 0))
+    assert parts.shape == (0, len(tree.parts), 2)
+    assert known.shape == parts.shape[:2]
+    assert tree.parts_to_joints(parts).shape == (0, len(tree.joints), 2)
+    assert tree.nearest_types(parts).shape == known.shape
+
+
+# ---- types ---------------------------------------------------------------------------------------
+
+
+def test_types_are_told_by_the_offset_from_the_parent():
+    centres = np.zeros((10, 2, 2))
+    centres[0] = [(0, -5), (0, 5)]  # of the root: of its first child, the neck, from it
+    centres[1] = [(4, 0), (0, 4)]
+    tree = chain(-1, 0, 1, 2, 3, 1, 1, 6, 7, 1, centres=centres)
+    parts = np.zeros((2, 10, 2))
+    parts[0, 1] = (1, 3)
+    parts[1, 1] = (3, -1)
+    assert tree.nearest_types(parts)[:, :2].tolist() == [[1, 1], [0, 0]]
+
+
+def test_a_part_that_is_not_known_has_the_first_type():
+    centres = np.zeros((10, 2, 2))
+    centres[:, 0] = 99
+    tree = chain(-1, 0, 1, 2, 3, 1, 1, 6, 7, 1, centres=centres)
+    parts = np.zeros((1, 10, 2))
+    parts[0, 2] = np.nan
+    types = tree.nearest_types(parts)[0].tolist()
+    assert types == [1, 1, 0, 0, 1, 1, 1, 1, 1, 1]  # part 3 is a child of part 2
+
+
+def test_anchors_are_the_nearest_whole_cells():
+    centres = np.zeros((10, 2, 2))
+    centres[:, 0] = (1.4, -2.6)
+    centres[:, 1] = (-0.4, 0.6)
+    anchors = chain(-1, 0, 1, 2, 3, 1, 1, 6, 7, 1, centres=centres).anchors
+    assert anchors.dtype == np.int64
+    assert anchors[3].tolist() == [[1, -3], [0, 1]]
+    assert not anchors[0].any()  # nothing is measured from the root's parent
+
+
+def test_the_trees_types_are_those_of_people():
+    """Heads lie above necks in film frames; types of a turned body point everywhere."""
+    offset = dict(zip(FLIC18.parts, FLIC18.centres[:, 0], strict=True))
+    assert offset["neck"][1] > 3
+    assert offset["left_shoulder"][0] == -offset["right_shoulder"][0] > 3
+    sides = np.sign(LSP26.centres).astype(int)
+    for part in range(26):
+        assert len({tuple(side) for side in sides[part] if all(side)}) == 4
+        assert len({tuple(c) for c in LSP26.centres[part]}) == 13
+
+
+# ---- finding the types ---------------------------------------------------------------------------
+
+
+def film_frames(joints, labelled=None):
+    """FLIC-9 people whose boxes are 224 px, twice as small as the window."""
+    box = np.array([0, 0, 224, 200], np.float32)
+    labelled = np.ones(joints.shape[:2], bool) if labelled is None else labelled
+    return PoseData(
+        "flic",
+        FLIC9,
+        tuple(
+            Sample(Path("a.jpg"), (480, 720), j.astype(np.float32), known, known, box)
+            for j, known in zip(joints, labelled, strict=True)
+        ),
+    )
+
+
+def arms(offsets):
+    """People without extent but for the left elbow, and what hangs on it."""
+    joints = np.zeros((len(offsets), 9, 2))
+    joints[:, 1] = joints[:, 2] = offsets
+    return joints
+
+
+def test_one_type_is_the_mean_over_people_and_their_mirror_images():
+    pytest.importorskip("sklearn")
+    from fastpose.train.part_types import find_types
+
+    data = film_frames(arms([(8, 40), (24, 80)]))
+    centres = find_types(FLIC18, data, types=1, restarts=1, size=448)
+    at = dict(zip(FLIC18.parts, centres[:, 0], strict=True))
+    # 8 px of the window are 4 px here, the upper arm is half of it, and the right arm has the
+    # mirror images of the left arm: half of all
+    assert at["left_upper_arm"] == pytest.approx([1, 3.75])
+    assert at["right_upper_arm"] == pytest.approx([-1, 3.75])
+    assert at["left_elbow"] == pytest.approx([1, 3.75])
+    assert not at["neck"].any()
+
+
+few = pytest.mark.filterwarnings("ignore:Number of distinct clusters")  # nobody moves a leg
+
+
+@few
+def test_types_are_the_clusters():
+    pytest.importorskip("sklearn")
+    from fastpose.train.part_types import find_types
+
+    random = np.random.default_rng(0)
+    spread = random.normal(0, 0.4, (30, 2))
+    offsets = np.repeat([(80, 0), (0, 80), (-80, 0)], 10, axis=0) + spread
+    data = film_frames(arms(offsets))
+    found = find_types(FLIC18, data, types=4, restarts=10, size=448)
+    elbow = found[FLIC18.parts.index("left_elbow")]
+    # people whose arm does not move, the mirror images, are the fourth cluster
+    assert {tuple(centre) for centre in elbow.round()} == {(-10, 0), (0, 0), (0, 10), (10, 0)}
+    again = find_types(FLIC18, data, types=4, restarts=10, size=448)
+    np.testing.assert_array_equal(again, found)
+
+
+@few
+def test_turned_people_have_turned_offsets():
+    pytest.importorskip("sklearn")
+    from fastpose.train.part_types import find_types
+
+    data = film_frames(arms([(80, 0)]))
+    found = find_types(FLIC18, data, types=5, restarts=5, turns=4, size=448)
+    elbow = found[FLIC18.parts.index("left_elbow")]
+    centres = {tuple(centre) for centre in elbow.round(6)}
+    assert centres == {(-10, 0), (0, -10), (0, 0), (0, 10), (10, 0)}
+
+
+def test_what_types_cannot_be_found_of_is_named():
+    pytest.importorskip("sklearn")
+    from fastpose.train.part_types import find_types
+
+    data = film_frames(arms([(80, 0)]))
+    with pytest.raises(ModelError, match="lsp26: flic has no right_ankle, .*neck, head_top"):
+        find_types(LSP26, data)
+    with pytest.raises(ModelError, match="3 types of head need as many people"):
+        find_types(FLIC18, data, types=3)
+
+
+def test_the_command_writes_what_the_trees_are_read_from(data_dir, tmp_path):
+    pytest.importorskip("sklearn")
+    from fastpose.train.part_types import main
+
+    out = tmp_path / "flic18.json"
+    flic = f"flic:{data_dir / 'flic_annotations'}"
+    options = ["--observer-centric", "--types", "1", "--restarts", "1", "--size", "448"]
+    main(["--tree", "flic18", "--data", flic, *options, "--out", str(out)])
+    written = json.loads(out.read_text())
+    assert written["people"] == 3987
+    np.testing.assert_array_equal(written["centres"], FLIC18.centres)
+
+
+def test_a_centre_of_lsp26_is_the_mean_of_the_people_nearest_to_it(data_dir):
+    """What k-means ends with, on the people that the shipped types were found of."""
+    try:
+        data = open_poses(f"lsp:{data_dir / 'lsp'}", "train")
+    except DataError as error:
+        pytest.skip(str(error))
+    from fastpose.train.part_types import _offsets
+
+    offsets = np.concatenate([_offsets(LSP26, data, 336, mirrored) for mirrored in (False, True)])
+    angles = 2 * np.pi * np.arange(40) / 40
+    for name in ("head_top", "left_wrist", "right_knee"):
+        part = LSP26.parts.index(name)
+        turned = np.concatenate(
+            [offsets[:, part] @ [[np.cos(a), np.sin(a)], [-np.sin(a), np.cos(a)]] for a in angles]
+        )
+        nearest = ((turned[:, None] - LSP26.centres[part]) ** 2).sum(axis=2).argmin(axis=1)
+        means = [turned[nearest == k].mean(axis=0) for k in range(13)]
+        np.testing.assert_allclose(means, LSP26.centres[part], atol=0.01)
