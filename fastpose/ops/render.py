@@ -241,6 +241,10 @@ def _check(points: Tensor, visible: Tensor, size: tuple[int, int], style: str, p
 def _check_sigma(sigma: float | Tensor, joints: int) -> None:
     import torch
 
+    if isinstance(sigma, (int, float)):  # without a tensor, which has no value on "meta"
+        if not (math.isfinite(sigma) and sigma > 0):
+            raise ValueError(f"sigma must be positive and finite, got {sigma}")
+        return
     values = torch.as_tensor(sigma)
     if values.ndim > 1 or (values.ndim == 1 and len(values) != joints):
         raise ValueError(f"sigma must be a number or [{joints}], got {list(values.shape)}")
