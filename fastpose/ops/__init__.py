@@ -2,6 +2,7 @@
 
 from fastpose.errors import BackendError
 from fastpose.ops.decode import decode
+from fastpose.ops.propagate import propagate
 from fastpose.ops.render import render
 from fastpose.ops.simcc import decode_simcc
 from fastpose.ops.suppress import suppress_boxes, suppress_poses
@@ -10,6 +11,7 @@ from fastpose.ops.warp import warp
 __all__ = [
     "decode",
     "decode_simcc",
+    "propagate",
     "render",
     "set_num_threads",
     "suppress_boxes",
