@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastpose.errors import BackendError, ModelError
 from fastpose.models.spec import DetectorSpec, ModelSpec
+from fastpose.skeleton import Skeleton
+from fastpose.skeleton import Skeleton
 
 if TYPE_CHECKING:
     from torch import nn
@@ -45,6 +49,79 @@ def _cpn(name: str, size: tuple[int, int], depth: int, style: str, parameters: i
     )
 
 
+# The released CPMs show a person of height b pixels at a scale of (41 / 35) / (b / 200): 234.3 of
+# the window's 368 pixels. FLIC's rule, (41 / 35) / (0.0110 t) for a torso box t pixels high, is the
+# same one where a person is taken to be 2.2 t high: the box is then that square, and its centre
+# lies on the middle line of the torso box, 0.3 of its height below its top.
+CPM_PADDING = 368 / (200 * 41 / 35)
+CPM_VIEWS = tuple(10 / tenths for tenths in range(7, 14))  # enlarging by m is a box 1 / m as big
+CPM_PAPER = "Wei, Ramakrishna, Kanade, Sheikh, Convolutional Pose Machines, CVPR 2016"
+CENTRE = Skeleton("centre", ("centre",), (), (), (0.079,))  # a body's: as sure as a shoulder
+
+
+def _cpm(
+    name: str, skeleton: str, parameters: int, network: str = "cpm:CPM", **changes: Any
+) -> ModelSpec:
+    """A released CPM: 7 views of a person, 368 pixels of Caffe's kind, a map for the background."""
+    fields: dict[str, Any] = {
+        "name": name,
+        "network": network,
+        "size": (368, 368),
+        "stride": 8,
+        "skeleton": skeleton,
+        "mean": (128.0, 128.0, 128.0),
+        "std": (256.0, 256.0, 256.0),
+        "rgb": False,
+        "convention": "caffe",
+        "padding": CPM_PADDING,
+        "method": "argmax",
+        "sigma": 7 / 8,
+        "peak_value": 1.0,
+        "paper": CPM_PAPER,
+        "parameters": parameters,
+        "background": True,
+        "views": CPM_VIEWS,
+    }
+    return ModelSpec(**fields | changes)
+
+
+def _variant(
+    name: str, parameters: int, kwargs: Mapping[str, Any] | None = None, **fields: Any
+) -> ModelSpec:
+    """A relative of the CPN on ResNet-50: what it has not in common."""
+    spec = _cpn(name, (256, 192), 50, "torch", parameters)
+    return replace(spec, kwargs={**spec.kwargs, **(kwargs or {})}, **fields)
+
+
+# A bonded pin is found by its feet, which look alike: which is which their order alone tells.
+PIN = Skeleton("pin", ("left_foot", "right_foot"), ((0, 1),), ((0, 1),), (0.079, 0.079))
+
+def _structured(name: str, side: int, skeleton: str, parameters: int, **kwargs: Any) -> ModelSpec:
+    """Structured feature learning: seen at scales of 2 ** (1 / 10) down to 224 pixels."""
+    levels = math.floor(10 * math.log2(side / 224))
+    return ModelSpec(
+        name=name,
+        network="structured:Structured",
+        size=(side, side),
+        stride=8,
+        skeleton=skeleton,
+        mean=(128.0, 128.0, 128.0),
+        std=(1.0, 1.0, 1.0),
+        rgb=False,
+        convention="caffe",
+        padding=1.0,
+        method="argmax",
+        sigma=1.0,
+        peak_value=1.0,
+        paper="Chu, Ouyang, Li, Wang, Structured Feature Learning for Pose Estimation, CVPR 2016",
+        parameters=parameters,
+        kwargs=kwargs,
+        output="parts",
+        views=tuple(2 ** (level / 10) for level in range(levels)),
+        tree=kwargs["tree"],
+    )
+
+
 MODELS = {
     "cpn-light": ModelSpec(
         name="cpn-light",
@@ -70,6 +147,60 @@ MODELS = {
     "cpn101-tf": _cpn("cpn101-tf", (256, 192), 101, "tf", 46_001_898),
     "cpn50-384": _cpn("cpn50-384", (384, 288), 50, "torch", 27_406_826),
     "cpn101-384": _cpn("cpn101-384", (384, 288), 101, "torch", 46_398_954),
+    "cpn50-global": _variant("cpn50-global", 25_112_264, kwargs={"refine": "none"}),
+    "cpn50-star": _variant("cpn50-star", 27_406_826, network="cpn:CPNStar"),
+    "cpn-pin": _variant(
+        "cpn-pin",
+        27_222_346,
+        skeleton="pin",
+        custom=PIN,
+        peaks=2,
+        padding=1.0,
+        method="parabola",
+    ),
+    "cpm-flic": _cpm("cpm-flic", "flic9", 21_323_816, kwargs={"stages": 4}),
+    "cpm-lsp": _cpm("cpm-lsp", "cpm14", 31_219_866, kwargs={"stages": 6}),
+    "cpm-vgg": _cpm("cpm-vgg", "cpm14", 29_852_058, "cpm:CPMVGG"),
+    "cpm-bn": _cpm(
+        "cpm-bn",
+        "mpii16",
+        31_225_568,
+        "cpm:CPMBatchNorm",
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        rgb=True,
+        convention="msra",
+        padding=1.25,
+        method="quarter",
+        sigma=2.0,
+        paper=f"{CPM_PAPER}; with batch norm, as in OpenMMLab's mmpose",
+        background=False,
+        views=(1.0,),
+    ),
+    "cpm-person": _cpm(
+        "cpm-person",
+        "centre",
+        25_714_372,
+        "cpm:CPMPerson",
+        size=(376, 656),
+        custom=CENTRE,
+        padding=1.0,
+        background=False,
+        views=(1.0,),
+    ),
+    "structured-lsp": _structured("structured-lsp", 336, "lsp14", 87_992_851, tree="lsp26"),
+    "structured-flic": _structured(  # the paper's network, before its release for LSP
+        "structured-flic",
+        448,
+        "flic10",
+        220_361_299,
+        tree="flic18",
+        fcn6_channels=4096,
+        batch_norm=False,
+        num_transform_convs=3,
+        transform_mid_channels=128,
+        pre_activate=True,
+    ),
 }
 DEFAULT_MODEL = "cpn-light"
 
