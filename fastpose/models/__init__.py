@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from fastpose.errors import BackendError, ModelError
 from fastpose.models.spec import DetectorSpec, ModelSpec
 from fastpose.skeleton import Skeleton
-from fastpose.skeleton import Skeleton
 
 if TYPE_CHECKING:
     from torch import nn
