@@ -41,6 +41,8 @@ class Pose:
             the largest are split.
         threads: of the CPU for each network; None leaves the number to the runtime. The kernels'
             is `fastpose.ops.set_num_threads`.
+        single_view: look at each person once, with networks whose published procedure joins
+            several views of a person, such as the seven scales of a CPM.
 
     Raises:
         ModelError, WeightsError, EngineError, DetectorError: a name or a file is not usable.
@@ -57,6 +59,7 @@ class Pose:
         precision: str = "auto",
         batch: Sequence[int] = (1, 2, 4, 8, 16, 32),
         threads: int | None = None,
+        single_view: bool = False,
     ) -> None:
         self._detector = (
             open_detector(
@@ -72,6 +75,7 @@ class Pose:
             precision=precision,
             buckets=tuple(batch),
             threads=threads,
+            single_view=single_view,
         )
 
     @property

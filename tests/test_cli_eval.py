@@ -143,12 +143,13 @@ def test_a_model_as_json(lsp, capsys, monkeypatch):
         "--threads",
         "2",
         "--flip",
+        "--single-view",
         "--json",
     )
     assert code == 0
     assert engine.closed
     expected = {"kind": "torch", "device": "auto", "precision": "f32", "threads": 2}
-    assert asked == {"model": "dots", **expected}
+    assert asked == {"model": "dots", **expected, "single_view": True}
     document = json.loads(out)
     assert document["model"] == "dots"
     assert (document["engine"], document["precision"]) == ("torch", "f32")

@@ -11,6 +11,7 @@ from fastpose.crop import (
     crop_affines,
     crop_people,
     sample_counts,
+    view_boxes,
 )
 from fastpose.geometry import apply, boxes_to_affines, frame_box, invert
 
@@ -131,3 +132,15 @@ def test_views_without_augmentation_are_the_plain_crop():
     )
     np.testing.assert_allclose(affines, boxes_to_affines(boxes, (64, 48), padding=1.25))
     assert not flips.any()
+
+
+def test_views_of_a_box_lie_side_by_side_round_its_centre():
+    boxes = np.array([[10, 20, 30, 60], [0, 0, 4, 8]], np.float32)
+    seen = view_boxes(boxes, (0.5, 1.0, 2.0))
+    expected = [
+        [15, 30, 25, 50], [10, 20, 30, 60], [0, 0, 40, 80],
+        [1, 2, 3, 6], [0, 0, 4, 8], [-2, -4, 6, 12],
+    ]  # fmt: skip
+    np.testing.assert_array_equal(seen, expected)
+    assert view_boxes(boxes[:0], (0.5, 2.0)).shape == (0, 4)
+    assert view_boxes(boxes, (1.0,)) is boxes

@@ -10,6 +10,7 @@ import pytest
 
 from fastpose.errors import DetectorError, FrameError, ModelError
 from fastpose.models import model_spec
+from fastpose.models.joints import locate_joints
 from fastpose.people import drop_duplicates
 from fastpose.pipeline import estimate
 from fastpose.pose import Follower, Pose
@@ -90,6 +91,32 @@ def test_joints_come_back_in_frame_pixels():
     assert (people.scores[:, 0] > 0.5).all()
     assert np.isnan(people.keypoints[:, 1]).all()  # empty maps
     assert (people.scores[:, 1] == 0).all()
+
+
+@pytest.mark.parametrize("largest", [2, 4, 8, 32])
+def test_views_of_a_person_reach_the_decoder_together(monkeypatch, largest):
+    """Batches of whole people where the engine holds one, else parts of a person in turn."""
+    engine = DotEngine(buckets=(1, largest))
+    engine.manifest.spec = replace(SPEC, views=(0.8, 1.0, 1.25))
+    dots = [(60.3, 80.7), (200.1, 120.4), (260.9, 60.2)]
+    given = []
+
+    def locate(results, affines, spec):
+        given.append((results.copy(), affines))
+        middle = results[1::3], affines[1::3]
+        return locate_joints(*middle, SPEC)
+
+    monkeypatch.setattr("fastpose.pipeline.locate_joints", locate)
+    pose = pose_with(Everywhere(*(box_round(*dot) for dot in dots)), engine)
+    people = pose(dotted(*dots))
+    np.testing.assert_allclose(people.keypoints[:, 0], dots, atol=0.5)
+    assert sum(engine.runs) == 9
+    assert max(engine.runs) <= largest
+    assert [len(r) for r, _ in given] == (
+        [9] if largest == 32 else [6, 3] if largest == 8 else [3] * 3
+    )
+    width = np.concatenate([a[:, 0, 0] for _, a in given]).reshape(3, 3)
+    np.testing.assert_allclose(width / width[:, 1:2], [[0.8, 1.0, 1.25]] * 3, rtol=1e-6)
 
 
 def test_people_of_all_frames_share_batches_and_go_back_to_their_own():

@@ -137,6 +137,7 @@ def _check(args: argparse.Namespace, data: PoseData | BoxData) -> None:
         "--detector": (args.detector, {"coco"}),
         "--detector-layout": (args.detector_layout, {"coco", "boxes"}),
         "--flip": (args.flip, {"lsp", "lspet", "mpii", "flic", "coco"}),
+        "--single-view": (args.single_view, {"lsp", "lspet", "mpii", "flic", "coco"}),
         "--predictions": (args.predictions, {"lsp", "lspet", "mpii", "flic", "coco"}),
     }
     alone = {"--flip": args.flip, "--boxes": args.boxes, "--detector": args.detector}
@@ -269,6 +270,7 @@ def _open_engine(args: argparse.Namespace) -> Engine:
         device=args.device,
         precision=args.precision,
         threads=args.threads,
+        single_view=args.single_view,
     )
 
 

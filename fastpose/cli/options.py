@@ -35,6 +35,12 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
         "stays on the CPU",
     )
     parser.add_argument(
+        "--single-view",
+        action="store_true",
+        help="look at each person once, with models whose published procedure joins several views "
+        "of a person (`fastpose models` lists their number)",
+    )
+    parser.add_argument(
         "--threads",
         type=positive,
         metavar="N",

@@ -137,6 +137,7 @@ def run(args: argparse.Namespace) -> int:
         device=args.device,
         precision=args.precision,
         threads=args.threads,
+        single_view=args.single_view,
     ) as pose:
         names: set[str] = set()
         sources = []

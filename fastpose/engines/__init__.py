@@ -156,6 +156,7 @@ def open_engine(
     precision: str = "auto",
     buckets: Sequence[int] = BUCKETS,
     threads: int | None = None,
+    single_view: bool = False,
 ) -> Engine:
     """Open a pose network in a runtime.
 
@@ -170,6 +171,8 @@ def open_engine(
             the device and the model's card records that it is accurate enough, else "f32".
         buckets: batch sizes to compile for, each when it is first needed; a bundle has its own.
         threads: of the runtime; None leaves the number to it.
+        single_view: look at each person once, where the published procedure joins several views:
+            a fraction of the time, and less accurate.
 
     Raises:
         ModelError: no model has that name.
@@ -180,7 +183,7 @@ def open_engine(
     """
     weights = Path(model) if str(model).endswith(".safetensors") else None
     if weights is None and _names_file(model):
-        return _open_bundle(Path(model), kind, device, precision, threads)
+        return _open_bundle(Path(model), kind, device, precision, threads, single_view)
     spec = source.read_spec(weights) if weights else model_spec(str(model))
     if kind == "auto" and device.startswith("cuda"):
         kind = "torch"
@@ -193,7 +196,7 @@ def open_engine(
     else:
         file, weights_hash = source.find_graph(spec, weights)
     request = Request(
-        spec=spec,
+        spec=spec.single_view() if single_view else spec,
         file=file,
         weights_hash=weights_hash,
         device=device,
@@ -252,7 +255,7 @@ def load_engine(path: str | Path, *, device: str = "auto", threads: int | None =
         EngineError: it is damaged or does not fit this machine; the text names the field.
         ValueError: `threads` is no positive whole number.
     """
-    return _open_bundle(Path(path), "auto", device, "auto", threads)
+    return _open_bundle(Path(path), "auto", device, "auto", threads, single_view=False)
 
 
 def build_engine(
@@ -410,7 +413,9 @@ def _write_bundle(kind: str, out: Path, request: Request) -> Path:
     return path
 
 
-def _open_bundle(path: Path, kind: str, device: str, precision: str, threads: int | None) -> Engine:
+def _open_bundle(
+    path: Path, kind: str, device: str, precision: str, threads: int | None, single_view: bool
+) -> Engine:
     graph, path = path, path.with_suffix(".json")
     if graph.suffix == ".onnx" and graph.is_file() and not path.exists():
         raise EngineError(
@@ -427,7 +432,7 @@ def _open_bundle(path: Path, kind: str, device: str, precision: str, threads: in
     kind = _choose(manifest.kind, GRAPH_KINDS)
     manifest.check(path, version=import_module(kind).__version__)
     request = Request(
-        spec=manifest.spec,
+        spec=manifest.spec.single_view() if single_view else manifest.spec,
         file=path.parent / manifest.file,
         weights_hash=manifest.weights_hash,
         device=manifest.device if device == "auto" else device,

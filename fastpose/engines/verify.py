@@ -65,7 +65,7 @@ def measure_shift(reference: Engine, engine: Engine, batches: Iterable[Floats]) 
     Raises:
         ValueError: the reference is sure of no joint in all of them.
     """
-    spec = reference.manifest.spec
+    spec = reference.manifest.spec.single_view()
     moves: list[npt.NDArray[np.floating]] = []
     for batch in batches:
         truth, scores = _joints(reference(batch), spec)

@@ -16,12 +16,13 @@ from fastpose.engines.engine import Port, axes_text
 from fastpose.errors import ModelError
 from fastpose.geometry import CONVENTIONS
 from fastpose.models import IMAGENET_MEAN, IMAGENET_STD
-from fastpose.models.spec import OUTPUTS, ModelSpec
+from fastpose.models.spec import ModelSpec
 from fastpose.ops.decode import METHODS
 from fastpose.skeleton import SKELETONS, Skeleton, read_skeleton
 
 Shape = tuple[int, ...]
 
+OUTPUTS = ("heatmap", "simcc")
 PADDING = 1.25  # of mmpose, HRNet and Simple Baselines
 ROWS_PER_SIGMA = 32  # the published networks: sigma 2 on maps 64 high, 3 on maps 96 high
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from fastpose.crop import Window
@@ -161,10 +161,10 @@ class ModelSpec:
                 return ((k, h * w + self.fine**2),)
         return ((k // self.peaks + self.background, h, w),)
 
-    @property
-    def nearest_view(self) -> float:
-        """The view whose window differs least from the one of `padding` alone."""
-        return min(self.views, key=lambda factor: abs(math.log(factor)))
+    def single_view(self) -> ModelSpec:
+        """The same, seeing each person once: in the view nearest to `padding` alone."""
+        nearest = min(self.views, key=lambda factor: abs(math.log(factor)))
+        return replace(self, views=(nearest,))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as a card or a manifest keeps them."""

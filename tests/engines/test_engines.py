@@ -55,6 +55,16 @@ def test_engine_equals_the_module(tiny, kind, count):
     assert_close(engine(images(count)), expected(images(count)))
 
 
+@pytest.mark.parametrize("single", [False, True])
+def test_a_single_view_is_the_nearest_one(tiny, monkeypatch, tmp_path, single):
+    several = replace(TINY, views=(0.5, 1.1, 2.0))
+    monkeypatch.setitem(models.MODELS, "tiny", several)
+    views = (1.1,) if single else several.views
+    assert open_tiny("torch", single_view=single).manifest.spec == replace(TINY, views=views)
+    bundle = build_engine("tiny", engine="openvino", out=tmp_path / "tiny.onnx")
+    assert open_engine(bundle, single_view=single).manifest.spec.views == views
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_windows_are_read_from_the_buffer_and_left_there(tiny, kind):
     engine = open_tiny(kind, buckets=(1, 4))
