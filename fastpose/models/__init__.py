@@ -84,10 +84,10 @@ def _cpm(
     return ModelSpec(**fields | changes)
 
 
-def _variant(
+def _cpn_variant(
     name: str, parameters: int, kwargs: Mapping[str, Any] | None = None, **fields: Any
 ) -> ModelSpec:
-    """A relative of the CPN on ResNet-50: what it has not in common."""
+    """A relative of the CPN on ResNet-50, by what it does not share with it."""
     spec = _cpn(name, (256, 192), 50, "torch", parameters)
     return replace(spec, kwargs={**spec.kwargs, **(kwargs or {})}, **fields)
 
@@ -146,9 +146,9 @@ MODELS = {
     "cpn101-tf": _cpn("cpn101-tf", (256, 192), 101, "tf", 46_001_898),
     "cpn50-384": _cpn("cpn50-384", (384, 288), 50, "torch", 27_406_826),
     "cpn101-384": _cpn("cpn101-384", (384, 288), 101, "torch", 46_398_954),
-    "cpn50-global": _variant("cpn50-global", 25_112_264, kwargs={"refine": "none"}),
-    "cpn50-star": _variant("cpn50-star", 27_406_826, network="cpn:CPNStar"),
-    "cpn-pin": _variant(
+    "cpn50-global": _cpn_variant("cpn50-global", 25_112_264, kwargs={"refine": "none"}),
+    "cpn50-star": _cpn_variant("cpn50-star", 27_406_826, network="cpn:CPNStar"),
+    "cpn-pin": _cpn_variant(
         "cpn-pin",
         27_222_346,
         skeleton="pin",

@@ -10,10 +10,14 @@ from fastpose.errors import ModelError
 from fastpose.models.layers import check_image, conv
 
 BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}  # bottlenecks of a ResNet's four stages, by depth
+LEVELS = ("C5", "C4", "C3", "C2")  # of the pyramid
 TRUNK = (2048, 1024, 512, 256)  # channels of C5, C4, C3, C2
 WIDTH = 256  # channels of the pyramid
 FACTORS = (8, 4, 2, 1)  # cells of the maps per cell of P5, P4, P3, P2
 STYLES = ("torch", "tf")
+
+# RefineNet's bottlenecks on P5, P4, P3, P2, before they are joined
+REFINEMENTS = {"cascade": (3, 2, 1, 0), "single": (1, 1, 1, 1), "concat": (0, 0, 0, 0)}
 
 
 class CPN(nn.Module):
@@ -29,41 +33,82 @@ class CPN(nn.Module):
         num_keypoints: K.
         depth: of the ResNet, 50 or 101.
         style: "torch" or "tf".
+        refine: RefineNet's form. "cascade" is the published one, with more bottlenecks the coarser
+            the level. The paper compares it with "concat", whose levels are joined as they are,
+            "single", which has one bottleneck on each, and "none": GlobalNet alone. All but the
+            last end in one bottleneck on what is joined.
+        levels: how many levels RefineNet reads, from the finest: 1 is C2, 4 is C2 to C5.
+        decoded: what `predict` gives: the maps of "refine", or of a level of GlobalNet, "C5" to
+            "C2". None is RefineNet's or, without it, those of "C2".
 
     Raises:
         ModelError: an argument is none of these.
     """
 
-    def __init__(self, num_keypoints: int = 17, depth: int = 50, style: str = "torch") -> None:
+    def __init__(
+        self,
+        num_keypoints: int = 17,
+        depth: int = 50,
+        style: str = "torch",
+        refine: str = "cascade",
+        levels: int = 4,
+        decoded: str | None = None,
+    ) -> None:
         super().__init__()
         if depth not in BLOCKS or style not in STYLES:
             raise ModelError(
                 f"CPN needs depth 50 or 101 and style torch or tf, got {depth!r} and {style!r}"
             )
+        if refine not in (*REFINEMENTS, "none"):
+            known = ", ".join(REFINEMENTS)
+            raise ModelError(f"CPN needs refine {known} or none, got {refine!r}")
+        if levels not in range(1, 5):
+            raise ModelError(f"CPN's RefineNet reads 1 to 4 levels, got {levels!r}")
+        self.decoded = decoded or ("C2" if refine == "none" else "refine")
+        offered = LEVELS if refine == "none" else ("refine", *LEVELS)
+        if self.decoded not in offered:
+            raise ModelError(
+                f"CPN with refine {refine} gives {', '.join(offered)}, got decoded {decoded!r}"
+            )
         self.resnet = ResNet(BLOCKS[depth])
         self.global_net = GlobalNet(num_keypoints, style)
-        self.refine_net = RefineNet(num_keypoints, style)
+        self.refine_net = (
+            RefineNet(num_keypoints, style, REFINEMENTS[refine][-levels:])
+            if refine != "none"
+            else None
+        )
         self.apply(_initialise)
         if style == "tf":
             for module in self.modules():
                 if isinstance(module, nn.BatchNorm2d):
                     module.eps, module.momentum = 1e-9, 0.01
 
-    def forward(self, image: Tensor) -> tuple[list[Tensor], Tensor]:
-        """[N, 3, h, w] -> GlobalNet's four maps (of C5 first) and RefineNet's.
+    def forward(self, image: Tensor) -> tuple[list[Tensor], Tensor | None]:
+        """[N, 3, h, w] -> GlobalNet's four maps (of C5 first) and RefineNet's, if there is one.
 
         Each is [N, K, h / 4, w / 4], without activation; a peak is 255 high.
 
         Raises:
-            ValueError: h or w is no multiple of 32.
+            ValueError: the image has another shape, or h or w is no multiple of 32.
         """
         check_image(image, (3,), 32)
         pyramid, coarse = self.global_net(self.resnet(image))
-        return coarse, self.refine_net(pyramid)
+        return coarse, self.refine_net(pyramid) if self.refine_net else None
 
     def predict(self, image: Tensor) -> Tensor:
-        """The maps that are decoded: RefineNet's."""
-        return self(image)[1]
+        """The maps that are decoded, see `decoded`, without the work for the others."""
+        check_image(image, (3,), 32)
+        stages = self.resnet(image)
+        if self.decoded == "refine":
+            assert self.refine_net is not None, "checked when the network was built"
+            return self.refine_net(self.global_net.pyramid(stages))
+        level = LEVELS.index(self.decoded)
+        pyramid = self.global_net.pyramid(stages[: level + 1])
+        return self.global_net.predict[level](pyramid[level])
+
+
+class CPNStar(CPN):
+    """CPN*, as the paper calls the CPN that is trained without mining: the network is the same."""
 
 
 class Bottleneck(nn.Module):
@@ -122,38 +167,50 @@ class GlobalNet(nn.Module):
         self.upsamples = nn.ModuleList(_merge(style) for _ in TRUNK[1:])
         self.predict = nn.ModuleList(_head(num_keypoints, factor, style) for factor in FACTORS)
 
-    def forward(self, levels: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    def forward(self, stages: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """C5 to C2 -> P5 to P2, [N, 256, ...] each, and their maps [N, K, h / 4, w / 4]."""
-        pyramid = [self.laterals[0](levels[0])]
-        for lateral, merge, level in zip(
-            self.laterals[1:], self.upsamples, levels[1:], strict=True
-        ):
-            pyramid.append(lateral(level) + merge(pyramid[-1]))
+        pyramid = self.pyramid(stages)
         return pyramid, [head(p) for head, p in zip(self.predict, pyramid, strict=True)]
+
+    def pyramid(self, stages: list[Tensor]) -> list[Tensor]:
+        """C5, and the finer ones that are given -> P5 and as many, [N, 256, ...] each."""
+        pyramid = [self.laterals[0](stages[0])]
+        finer = list(zip(self.laterals[1:], self.upsamples, strict=True))
+        for (lateral, merge), stage in zip(finer, stages[1:], strict=False):
+            pyramid.append(lateral(stage) + merge(pyramid[-1]))
+        return pyramid
 
 
 class RefineNet(nn.Module):
-    """All levels of the pyramid, the coarse ones through more bottlenecks, joined into one map."""
+    """Levels of the pyramid, the coarse ones through more bottlenecks, joined into one map.
 
-    def __init__(self, num_keypoints: int, style: str) -> None:
+    Args:
+        num_keypoints: K.
+        style: of the release.
+        bottlenecks: on each level that is read, the finest last.
+    """
+
+    def __init__(self, num_keypoints: int, style: str, bottlenecks: tuple[int, ...]) -> None:
         super().__init__()
         project = style == "torch"
+        factors = FACTORS[-len(bottlenecks) :]
         self.cascade = nn.ModuleList(
             nn.Sequential(
                 *(Bottleneck(WIDTH, WIDTH // 2, WIDTH, project=project) for _ in range(count)),
                 Upsample(factor, style),
             )
-            for count, factor in zip((3, 2, 1, 0), FACTORS, strict=True)
+            for count, factor in zip(bottlenecks, factors, strict=True)
         )
         self.final_predict = nn.Sequential(
-            Bottleneck(len(FACTORS) * WIDTH, WIDTH // 2, WIDTH, project=True),
+            Bottleneck(len(factors) * WIDTH, WIDTH // 2, WIDTH, project=True),
             nn.Conv2d(WIDTH, num_keypoints, 3, padding=1, bias=False),
             nn.BatchNorm2d(num_keypoints),
         )
 
     def forward(self, pyramid: list[Tensor]) -> Tensor:
         """P5 to P2 -> [N, K, h / 4, w / 4]."""
-        levels = [branch(p) for branch, p in zip(self.cascade, pyramid, strict=True)]
+        read = pyramid[-len(self.cascade) :]
+        levels = [branch(p) for branch, p in zip(self.cascade, read, strict=True)]
         return self.final_predict(torch.cat(levels, dim=1))
 
 

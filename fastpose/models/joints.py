@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from fastpose import ops
 from fastpose.geometry import CONVENTIONS, Doubles, cells_to_frame
 from fastpose.models.spec import ModelSpec
 from fastpose.types import Floats
+
+LEAST_PEAK = 0.2  # of the peak that was taught; in a map of several joints a lower one is none
 
 
 def locate_joints(
@@ -37,16 +41,35 @@ def _read_maps(
     if spec.background:
         results = results[:, :-1]
         flipped = None if flipped is None else flipped[:, :-1]
-    return ops.decode(
+    # joints of one map change places by being put in order again
+    pairs = [(a // spec.peaks, b // spec.peaks) for a, b in spec.joints.flip_pairs]
+    points, scores = ops.decode(
         results,
         method=spec.method,
         sigma=spec.sigma,
         peak_value=spec.peak_value,
+        peaks=spec.peaks,
         flipped=flipped,
-        flip_pairs=None if flipped is None else spec.joints.flip_pairs,
+        flip_pairs=None if flipped is None else [(a, b) for a, b in pairs if a != b],
         flip_shift=CONVENTIONS[spec.convention].flip_shift,
         affines=cells_to_frame(affines, spec.convention, spec.size, results.shape[2:]),
     )
+    return (points, scores) if spec.peaks == 1 else _order_peaks(points, scores)
+
+
+def _order_peaks(points: Floats, scores: Floats) -> tuple[Floats, Floats]:
+    """Peaks [N, C, P, 2] of maps with P joints -> joints [N, C * P, 2], from left to right.
+
+    A joint that has no peak comes last, as NaN with score 0: of a peak alone nobody can tell which
+    of the joints it is.
+    """
+    found = scores >= LEAST_PEAK
+    points = np.where(found[..., None], points, np.float32(np.nan))
+    order = points[..., 0].argsort(axis=2, kind="stable")  # NaN is last
+    points = np.take_along_axis(points, order[..., None], axis=2)
+    scores = np.take_along_axis(np.where(found, scores, np.float32(0)), order, axis=2)
+    n = len(points)
+    return points.reshape(n, -1, 2), scores.reshape(n, -1)
 
 
 def _read_vectors(

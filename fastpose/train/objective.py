@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import torch
@@ -10,19 +11,26 @@ from torch import Tensor
 
 from fastpose.errors import ModelError
 from fastpose.models.spec import ModelSpec
-from fastpose.train.losses import cpn_loss, hard_keypoint_loss, mean_loss
-from fastpose.train.targets import cascade_targets, megvii_targets
+from fastpose.train.losses import (
+    cpn_loss,
+    global_loss,
+    hard_keypoint_loss,
+    hard_pixel_loss,
+    mean_loss,
+)
+from fastpose.train.targets import MEGVII_SIGMAS, cascade_targets, megvii_targets
 
 Objective: TypeAlias = Callable[[Any, Tensor, Tensor, tuple[int, int]], Tensor]
 """(network's output, joints [N, K, 2] in window pixels, visibility [N, K], (h, w)) -> loss."""
 
 
-def objective(spec: ModelSpec, hard: int) -> Objective:
+def objective(spec: ModelSpec, hard: int, hard_cells: float = 0.25) -> Objective:
     """The loss of a network.
 
     Args:
         spec: of the network.
         hard: M of online hard keypoint mining.
+        hard_cells: `share` of `hard_pixel_loss`, where a map holds several joints.
 
     Raises:
         ModelError: nothing is known of how this network is trained.
@@ -30,8 +38,12 @@ def objective(spec: ModelSpec, hard: int) -> Objective:
     match spec.network:
         case "cpn_light:LightCPN":
             return _light(spec, hard)
+        case "cpn:CPN" if spec.peaks > 1:
+            return _peaks(spec, hard_cells)
         case "cpn:CPN":
             return _published(spec, hard)
+        case "cpn:CPNStar":
+            return _published(spec, None)
     raise ModelError(f"{spec.name} cannot be trained here")
 
 
@@ -53,8 +65,11 @@ def _light(spec: ModelSpec, hard: int) -> Objective:
     return loss
 
 
-def _published(spec: ModelSpec, hard: int) -> Objective:
-    """Chen et al., Cascaded Pyramid Network, CVPR 2018, as its code was released."""
+def _published(spec: ModelSpec, top: int | None) -> Objective:
+    """Chen et al., Cascaded Pyramid Network, CVPR 2018, as its code was released.
+
+    Of a GlobalNet without RefineNet, its own term.
+    """
 
     def loss(output: Any, joints: Tensor, visibility: Tensor, size: tuple[int, int]) -> Tensor:
         if size != spec.size:
@@ -62,6 +77,27 @@ def _published(spec: ModelSpec, hard: int) -> Objective:
                 f"{spec.name} is trained at {spec.size[0]}x{spec.size[1]}, got {size[0]}x{size[1]}"
             )
         targets = megvii_targets(joints, visibility, spec)
-        return cpn_loss(output, targets, style=spec.kwargs["style"], top=hard)
+        style = spec.kwargs["style"]
+        if output[1] is None:
+            return global_loss(output[0], targets[0], style=style)
+        return cpn_loss(output, targets, style=style, top=top)
+
+    return loss
+
+
+def _peaks(spec: ModelSpec, share: float) -> Objective:
+    """CPN's loss with cells mined in the place of joints; windows may have any size.
+
+    A joint is as large in each of them, so the kernels are those of 256x192.
+    """
+
+    def loss(output: Any, joints: Tensor, visibility: Tensor, size: tuple[int, int]) -> Tensor:
+        coarse, refined = output
+        sized = replace(spec, size=size)
+        coarse_targets, target, weights = megvii_targets(
+            joints, visibility, sized, MEGVII_SIGMAS[64, 48]
+        )
+        plain = global_loss(coarse, coarse_targets, style=spec.kwargs["style"])
+        return plain + hard_pixel_loss(refined, target, weights, share, spec.peak_value)
 
     return loss

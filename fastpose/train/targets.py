@@ -37,7 +37,7 @@ def cascade_targets(
         four maps [N, K, h / stride, w / stride], coarse level first, and weights [N, K].
     """
     cells = size[0] // spec.stride, size[1] // spec.stride
-    points, inside = _to_cells(joints, spec, size, cells)
+    points, inside = to_cells(joints, spec, size, cells)
     sigma = spec.sigma * size[0] / spec.size[0]
     maps = [
         ops.render(
@@ -49,7 +49,10 @@ def cascade_targets(
 
 
 def megvii_targets(
-    joints: Tensor, visibility: Tensor, spec: ModelSpec
+    joints: Tensor,
+    visibility: Tensor,
+    spec: ModelSpec,
+    sigmas: tuple[float, ...] | None = None,
 ) -> tuple[list[Tensor], Tensor, Tensor]:
     """Targets of the published CPN, as its releases drew them.
 
@@ -57,32 +60,33 @@ def megvii_targets(
     as one without a label or outside the window, and the empty map counts. RefineNet learns
     visible and hidden joints; the others have no weight.
 
+    Where a map holds several joints (`spec.peaks`) it is the larger of their Gaussians, and counts
+    in RefineNet if all of them have a label: what is not in the window is then known to be absent.
+
     Args:
         joints: [N, K, 2] (x, y) in window pixels.
         visibility: [N, K], COCO's v: 0 without a label, 1 hidden, 2 visible.
         spec: a CPN of the registry. In style "torch" the coarse level has the widest Gaussian; in
             "tf" the fine level has, a slip that its authors kept for their weights' sake.
+        sigmas: of the four kernels, widest first; None takes those published for this size.
 
     Returns:
-        four maps [N, K, h, w] for GlobalNet, that of C5 first; the map for RefineNet, with the
-        narrowest Gaussian; weights [N, K] of RefineNet's joints. A peak is `spec.peak_value`.
+        four maps [N, C, h, w] for GlobalNet, that of C5 first; the map for RefineNet, with the
+        narrowest Gaussian; weights [N, C] of RefineNet's maps. C = K / `spec.peaks`, and a peak is
+        `spec.peak_value` high.
 
     Raises:
         ModelError: no kernels were published for maps of this size.
     """
-    if spec.cells not in MEGVII_SIGMAS:
-        known = " and ".join(f"{h}x{w}" for h, w in MEGVII_SIGMAS)
-        raise ModelError(
-            f"{spec.name}: kernels are published for maps of {known} cells, "
-            f"not of {spec.cells[0]}x{spec.cells[1]}"
-        )
-    points, inside = _to_cells(joints, spec, spec.size, spec.cells)
-    visibility = visibility * inside
-    sigmas = MEGVII_SIGMAS[spec.cells]
+    if sigmas is None:
+        sigmas = _published_sigmas(spec)
+    points, inside = to_cells(joints, spec, spec.size, spec.cells)
+    weights = (visibility > 0) & (inside > 0) if spec.peaks == 1 else visibility > 0
+    drawn, visibility = _by_peak(points, spec.peaks), _by_peak(visibility * inside, spec.peaks)
 
     def draw(least: int, sigma: float) -> Tensor:
         return ops.render(
-            points,
+            drawn,
             visibility >= least,
             spec.cells,
             sigma=sigma,
@@ -91,11 +95,26 @@ def megvii_targets(
         )
 
     ordered = sigmas[::-1] if spec.kwargs["style"] == "tf" else sigmas
-    weights = (visibility > 0).to(points)
-    return [draw(2, sigma) for sigma in ordered], draw(1, sigmas[-1]), weights
+    whole = _by_peak(weights, spec.peaks).all(dim=1).to(points)
+    return [draw(2, sigma) for sigma in ordered], draw(1, sigmas[-1]), whole
 
 
-def _to_cells(
+def _published_sigmas(spec: ModelSpec) -> tuple[float, ...]:
+    if spec.cells not in MEGVII_SIGMAS:
+        known = " and ".join(f"{h}x{w}" for h, w in MEGVII_SIGMAS)
+        raise ModelError(
+            f"{spec.name}: kernels are published for maps of {known} cells, "
+            f"not of {spec.cells[0]}x{spec.cells[1]}"
+        )
+    return MEGVII_SIGMAS[spec.cells]
+
+
+def _by_peak(values: Tensor, peaks: int) -> Tensor:
+    """[N, K, ...] of joints -> [N, peaks, K / peaks, ...]: those of one map are neighbours."""
+    return values.unflatten(1, (-1, peaks)).transpose(1, 2)
+
+
+def to_cells(
     joints: Tensor, spec: ModelSpec, size: tuple[int, int], cells: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
     """Window pixels [N, K, 2] -> cells, and [N, K] 1 where the cell is in the map, else 0."""
