@@ -22,6 +22,7 @@ Spec = TypeVar("Spec", ModelSpec, DetectorSpec)
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
+MPII_MEAN = (112.3, 113.2, 110.3)  # red first
 CPN_MEAN = (122.7717, 115.9465, 102.9801)  # of COCO, red first
 
 
@@ -121,6 +122,28 @@ def _structured(name: str, side: int, skeleton: str, parameters: int, **kwargs: 
     )
 
 
+def _adversarial(name: str, skeleton: str, parameters: int) -> ModelSpec:
+    """A generator of Adversarial PoseNet, with the pixels and windows of the hourglass's code."""
+    return ModelSpec(
+        name=name,
+        network="adversarial:AdversarialPoseNet",
+        size=(256, 256),
+        stride=4,
+        skeleton=skeleton,
+        mean=MPII_MEAN,  # LSP's network is trained on MPII's pictures too
+        std=(255.0, 255.0, 255.0),
+        rgb=True,
+        convention="hourglass",
+        padding=1.25,
+        method="quarter",
+        sigma=1.0,
+        peak_value=1.0,
+        paper="Chen, Shen, Wei, Liu, Yang, Adversarial PoseNet: A Structure-aware Convolutional "
+        "Network for Human Pose Estimation, ICCV 2017",
+        parameters=parameters,
+    )
+
+
 MODELS = {
     "cpn-light": ModelSpec(
         name="cpn-light",
@@ -200,6 +223,8 @@ MODELS = {
         transform_mid_channels=128,
         pre_activate=True,
     ),
+    "adversarial-mpii": _adversarial("adversarial-mpii", "mpii16", 89_987_968),
+    "adversarial-lsp": _adversarial("adversarial-lsp", "lsp14", 89_973_120),
 }
 DEFAULT_MODEL = "cpn-light"
 
