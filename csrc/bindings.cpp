@@ -171,6 +171,26 @@ py::tuple suppress_poses(const Array<double>& keypoints, const Array<double>& sc
   return tuple_of(kept);
 }
 
+py::tuple fit_tree(const Array<float>& scores, const Array<int64_t>& parents,
+                   const Array<int64_t>& order, const Array<int64_t>& anchors, double weight) {
+  const py::ssize_t n = scores.shape(0), parts = scores.shape(1);
+  Array<float> points({n, parts, py::ssize_t{2}});
+  Array<int64_t> types({n, parts});
+  Array<double> total(n);
+  const fastpose::TreeJob job{scores.data(),         n,
+                              size(scores, 1),       size(scores, 2),
+                              size(scores, 3),       size(scores, 4),
+                              parents.data(),        order.data(),
+                              anchors.data(),        weight,
+                              points.mutable_data(), types.mutable_data(),
+                              total.mutable_data()};
+  {
+    const py::gil_scoped_release nogil;
+    fastpose::fit_tree(job);
+  }
+  return py::make_tuple(points, types, total);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -206,4 +226,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("suppress_poses", &suppress_poses, py::arg("keypoints").noconvert(),
         py::arg("scores").noconvert(), py::arg("areas").noconvert(), py::arg("sigmas").noconvert(),
         py::arg("method"), py::arg("oks"));
+
+  m.def("fit_tree", &fit_tree, py::arg("scores").noconvert(), py::arg("parents").noconvert(),
+        py::arg("order").noconvert(), py::arg("anchors").noconvert(), py::arg("weight"));
 }

@@ -129,4 +129,20 @@ Kept suppress_boxes(const double* boxes, const double* scores, const int64_t* cl
 Kept suppress_poses(const double* keypoints, const double* scores, const double* areas,
                     const double* sigmas, int64_t n, int64_t joints, const Suppression& rule);
 
+// Scores [n, parts, types, h, w] to points [n, parts, 2], types [n, parts] and totals [n].
+struct TreeJob {
+  const float* scores;
+  int64_t n;
+  int parts, types, h, w;
+  const int64_t* parents;  // [parts]
+  const int64_t* order;    // [parts], each after its parent
+  const int64_t* anchors;  // [parts, types, 2] (x, y) cells
+  double weight;
+  float* points;
+  int64_t* out_types;
+  double* total;
+};
+
+void fit_tree(const TreeJob& job);
+
 }  // namespace fastpose

@@ -103,3 +103,12 @@ def suppress_poses(
     oks: float,
 ) -> tuple[npt.NDArray[np.int64], Floats]:
     """[N, K, 2], [N], [N], [K] -> indices and scores of the poses that are kept."""
+
+def fit_tree(
+    scores: Floats,
+    parents: npt.NDArray[np.int64],
+    order: npt.NDArray[np.int64],
+    anchors: npt.NDArray[np.int64],
+    weight: float,
+) -> tuple[Floats, npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """[N, P, T, h, w] -> points [N, P, 2], types [N, P] and totals [N]; `order` is root first."""

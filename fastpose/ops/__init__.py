@@ -2,6 +2,7 @@
 
 from fastpose.errors import BackendError
 from fastpose.ops.decode import decode
+from fastpose.ops.fit_tree import fit_tree
 from fastpose.ops.propagate import propagate
 from fastpose.ops.render import render
 from fastpose.ops.simcc import decode_simcc
@@ -11,6 +12,7 @@ from fastpose.ops.warp import warp
 __all__ = [
     "decode",
     "decode_simcc",
+    "fit_tree",
     "propagate",
     "render",
     "set_num_threads",

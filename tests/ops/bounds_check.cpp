@@ -113,9 +113,29 @@ void decode_simcc_all(Isa isa) {
         }
 }
 
+// Springs that rest inside, at the border and far outside, for one part and for three in a fork.
+void fit_tree_all() {
+  const int64_t parents[] = {-1, 0, 0}, order[] = {0, 1, 2};
+  for (const int parts : {1, 3})
+    for (const int types : {1, 2})
+      for (const int height : {1, 2, 9})
+        for (const int width : {1, 5, 17})
+          for (const int64_t anchor : {-99, -1, 0, 4, 99}) {
+            std::vector<float> scores(size_t(2) * parts * types * height * width);
+            for (size_t i = 0; i < scores.size(); ++i) scores[i] = float(i * 7 % 11);
+            const std::vector<int64_t> anchors(size_t(2) * parts * types, anchor);
+            std::vector<float> points(size_t(2) * parts * 2);
+            std::vector<int64_t> chosen(size_t(2) * parts);
+            double total[2];
+            fit_tree({scores.data(), 2, parts, types, height, width, parents, order, anchors.data(),
+                      0.1, points.data(), chosen.data(), total});
+          }
+}
+
 }  // namespace
 
 int main() {
+  fit_tree_all();
   for (const Isa isa : {Isa::Scalar, Isa::Avx2, Isa::Avx512}) {
     if (isa > best_isa()) continue;
     warp_all(isa);
