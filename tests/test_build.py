@@ -86,7 +86,7 @@ def test_source_distribution(tmp_path):
         names = {name.partition("/")[2] for name in tar.getnames()}
     tracked = [*ROOT.glob("csrc/**/*.cpp"), *ROOT.glob("csrc/**/*.cu"), *ROOT.glob("csrc/**/*.h")]
     needed = {str(path.relative_to(ROOT)) for path in tracked}
-    needed |= {f"fastpose/models/{tree}.json" for tree in ("lsp26", "flic18")}
+    needed |= {f"fastpose/models/{name}.json" for name in ("lsp26", "flic18", "part_groups")}
     needed |= {"fastpose/py.typed", "fastpose/_C.pyi", "setup.py", "pyproject.toml", "LICENSE"}
     assert needed <= names
     assert not [name for name in names if name.endswith((".so", ".pyc"))]

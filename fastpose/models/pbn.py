@@ -1,0 +1,172 @@
+"""PBN, the part-based branching network: features of their own for each group of joints."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastpose.errors import ModelError
+from fastpose.models.groups import Partition, partition
+from fastpose.models.hourglass import DEPTH, Hourglass, Residual
+from fastpose.models.layers import check_image
+
+CHANNELS = 256  # of the shared features
+PROPAGATE = ("shared", "specific")
+
+
+class PBN(nn.Module):
+    """A shared hourglass, then a small branch for each group of related joints; all that stacked.
+
+    Tang and Wu, Does Learning Specific Features for Related Parts Help Human Pose Estimation?,
+    CVPR 2019. The number of stacks of the published model is not known to us; eight are the
+    hourglass's. Nor is it known whether its convolutions outside the residuals are normed; ours of
+    the stem are, and the branches' first ones are not, as a residual begins with a norm.
+
+    Each stack adds its shared features to its input, whose shortcuts alone add up to five copies of
+    it: untrained, they grow about sixfold from stack to stack, and eight stacks leave the range of
+    half precision. bfloat16 holds them; so does half with `remap_features`.
+
+    Args:
+        num_keypoints: K.
+        groups: the joints of each branch, G of them, or their name in `fastpose.models.groups`.
+        stacks: T.
+        width: W, channels of a branch.
+        depth: D, residuals of a branch.
+        propagate: what the next stack is told beside the maps: the "shared" features or the
+            branches' "specific" ones, which the authors found to be worse.
+        remap_features: the shared features pass a 1x1 convolution first, as the hourglass's do;
+            the specific ones always do.
+
+    Raises:
+        ModelError: an argument is not as above, or the groups are of another number of joints.
+    """
+
+    def __init__(
+        self,
+        num_keypoints: int,
+        groups: str | Partition = "mpii16-hand6",
+        stacks: int = 8,
+        width: int = 64,
+        depth: int = 1,
+        propagate: str = "shared",
+        remap_features: bool = False,
+    ) -> None:
+        super().__init__()
+        parts = partition(groups) if isinstance(groups, str) else groups
+        if len(parts.owners) != num_keypoints:
+            raise ModelError(
+                f"{parts.name} groups {len(parts.owners)} joints, the network has {num_keypoints}"
+            )
+        if min(stacks, width) < 1 or width % 2 or depth < 0 or propagate not in PROPAGATE:
+            raise ModelError(
+                "PBN needs stacks from 1 on, an even width, a depth from 0 on and propagate "
+                f"{' or '.join(PROPAGATE)}, got {stacks}, {width}, {depth} and {propagate!r}"
+            )
+        self.propagate = propagate
+        self.stem = nn.Sequential(
+            *_conv(3, 64),
+            nn.MaxPool2d(2),
+            *_conv(64, 64),
+            *_conv(64, 64),
+            Residual(64, 128),
+            nn.MaxPool2d(2),
+            Residual(128, 128),
+            Residual(128, CHANNELS),
+        )
+        self.trunks = nn.ModuleList(
+            nn.Sequential(Hourglass(DEPTH, CHANNELS), Residual(CHANNELS, CHANNELS))
+            for _ in range(stacks)
+        )
+        self.branches = nn.ModuleList(Branches(parts, width, depth) for _ in range(stacks))
+        told = CHANNELS if propagate == "shared" else len(parts.groups) * width
+        remapped = remap_features or propagate == "specific"
+        self.remap_features = nn.ModuleList(
+            nn.Conv2d(told, CHANNELS, 1) if remapped else nn.Identity() for _ in range(stacks - 1)
+        )
+        self.remap_maps = nn.ModuleList(
+            nn.Conv2d(num_keypoints, CHANNELS, 1) for _ in range(stacks - 1)
+        )
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """[N, 3, h, w] -> the maps of each stack, [N, K, h / 4, w / 4]; a peak is 1 high.
+
+        Raises:
+            ValueError: the image is not as above, or h or w is no multiple of 64.
+        """
+        check_image(image, (3,), 4 * 2**DEPTH)
+        x = self.stem(image)
+        maps = []
+        for stack, (trunk, branches) in enumerate(zip(self.trunks, self.branches, strict=True)):
+            shared = trunk(x)
+            specific, heatmaps = branches(shared)
+            maps.append(heatmaps)
+            if stack < len(self.remap_maps):
+                told = shared if self.propagate == "shared" else specific
+                x = x + self.remap_maps[stack](heatmaps) + self.remap_features[stack](told)
+        return maps
+
+    def predict(self, image: Tensor) -> Tensor:
+        """[N, 3, h, w] -> the maps of the last stack, [N, K, h / 4, w / 4]."""
+        return self.forward(image)[-1]
+
+
+class Branches(nn.Module):
+    """The branches of all groups at once: what belongs to one group never meets another.
+
+    The first 1x1 convolutions of G branches are one with G * W channels, their residuals one
+    grouped residual; norms work channel by channel as it is.
+
+    Args:
+        parts: G groups of K joints.
+        width: W, channels of a branch.
+        depth: D, residuals of a branch.
+    """
+
+    def __init__(self, parts: Partition, width: int, depth: int) -> None:
+        super().__init__()
+        count = len(parts.groups)
+        self.enter = nn.Conv2d(CHANNELS, count * width, 1)
+        self.residuals = nn.Sequential(
+            *(
+                Residual(count * width, count * width, count * width // 2, groups=count)
+                for _ in range(depth)
+            )
+        )
+        self.maps = GroupedMaps(parts, width)
+
+    def forward(self, shared: Tensor) -> tuple[Tensor, Tensor]:
+        """[N, 256, h, w] -> specific features [N, G * W, h, w] and heat maps [N, K, h, w]."""
+        specific = self.residuals(self.enter(shared))
+        return specific, self.maps(specific)
+
+
+class GroupedMaps(nn.Module):
+    """A 1x1 convolution from the features of each joint's group to its heat map.
+
+    Groups differ in size, so this is one convolution of all features whose kernel is 0 outside the
+    joint's own group. It gives the maps in the order of the joints.
+
+    Args:
+        parts: G groups of K joints.
+        width: W, channels of a group's features.
+    """
+
+    def __init__(self, parts: Partition, width: int) -> None:
+        super().__init__()
+        own = nn.Conv2d(width, len(parts.owners), 1)  # a joint's row sees its group's channels
+        self.weight, self.bias = own.weight, own.bias
+        self.before = [group * width for group in parts.owners]
+        self.channels = len(parts.groups) * width
+
+    def forward(self, specific: Tensor) -> Tensor:
+        """[N, G * W, h, w] -> [N, K, h, w]."""
+        rows = [
+            F.pad(row, (0, 0, 0, 0, before, self.channels - before - len(row)))
+            for row, before in zip(self.weight, self.before, strict=True)
+        ]
+        return F.conv2d(specific, torch.stack(rows), self.bias)
+
+
+def _conv(cin: int, cout: int) -> tuple[nn.Module, ...]:
+    return nn.Conv2d(cin, cout, 3, padding=1), nn.BatchNorm2d(cout), nn.ReLU(inplace=True)
