@@ -81,6 +81,7 @@ def _cpm(
         "parameters": parameters,
         "background": True,
         "views": CPM_VIEWS,
+        "enlarge": 8,  # to pixels of the window; the published prediction is the highest one
     }
     return ModelSpec(**fields | changes)
 
@@ -95,6 +96,7 @@ def _cpn_variant(
 
 # A bonded pin is found by its feet, which look alike: which is which their order alone tells.
 PIN = Skeleton("pin", ("left_foot", "right_foot"), ((0, 1),), ((0, 1),), (0.079, 0.079))
+
 
 def _structured(name: str, side: int, skeleton: str, parameters: int, **kwargs: Any) -> ModelSpec:
     """Structured feature learning: seen at scales of 2 ** (1 / 10) down to 224 pixels."""
@@ -198,6 +200,7 @@ MODELS = {
         paper=f"{CPM_PAPER}; with batch norm, as in OpenMMLab's mmpose",
         background=False,
         views=(1.0,),
+        enlarge=1,
     ),
     "cpm-person": _cpm(
         "cpm-person",

@@ -10,6 +10,7 @@ from fastpose.crop import Window
 from fastpose.errors import ModelError
 from fastpose.geometry import CONVENTIONS
 from fastpose.models.parts import PART_TREES
+from fastpose.models.views import REDUCES
 from fastpose.ops.decode import METHODS
 from fastpose.skeleton import SKELETONS, Skeleton, skeleton
 
@@ -51,6 +52,9 @@ class ModelSpec:
         peaks: joints in one map, told apart by their place.
         views: a person is seen so often, the box enlarged by each of these factors besides
             `padding`, and the results are joined.
+        scale_reduce: how the heat maps of the views are joined: "mean", "sum" or "max".
+        enlarge: the heat maps of all views are made so many times larger, by cubic convolution,
+            before the peak is sought; see `fastpose.models.views`.
         tree: for "parts", a name of `fastpose.models.parts.PART_TREES`.
         fine: for "cascade", the side of the windows in cells.
     """
@@ -78,12 +82,18 @@ class ModelSpec:
     background: bool = False
     peaks: int = 1
     views: tuple[float, ...] = (1.0,)
+    scale_reduce: str = "mean"
+    enlarge: int = 1
     tree: str = ""
     fine: int = 0
 
     def __post_init__(self) -> None:
         self._check_joints()
-        for key, names in (("convention", tuple(CONVENTIONS)), ("method", METHODS)):
+        for key, names in (
+            ("convention", tuple(CONVENTIONS)),
+            ("method", METHODS),
+            ("scale_reduce", REDUCES),
+        ):
             if getattr(self, key) not in names:
                 raise ModelError(
                     f"{self.name}: {key} must be one of {', '.join(names)}, "
@@ -97,6 +107,12 @@ class ModelSpec:
         for key in ("sigma", "peak_value", "split"):
             self._check_numbers(key, None)
         self._check_numbers("views", len(self.views) or 1 if type(self.views) is tuple else 1)
+        if type(self.enlarge) is not int or self.enlarge < 1:
+            raise ModelError(
+                f"{self.name}: enlarge must be a positive whole number, got {self.enlarge!r}"
+            )
+        if self.peaks > 1 and (self.enlarge > 1 or len(self.views) > 1):
+            raise ModelError(f"{self.name}: a map of several joints is neither enlarged nor joined")
         sides = self.size if isinstance(self.size, tuple) and len(self.size) == 2 else ()
         if not sides or any(type(n) is not int or n < 1 for n in (*sides, self.stride)):
             raise ModelError(
