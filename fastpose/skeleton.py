@@ -198,6 +198,8 @@ COCO17 = Skeleton(
     ),
 )  # fmt: skip
 
+_SAME = {"upper_neck": "neck"}
+
 SKELETONS = {s.name: s for s in (FLIC9, FLIC10, LSP14, CPM14, MPII16, COCO17)}
 
 
@@ -212,6 +214,15 @@ def skeleton(name: str) -> Skeleton:
     except KeyError:
         known = ", ".join(SKELETONS)
         raise ModelError(f"unknown skeleton {name!r}; known: {known}") from None
+
+
+def joint_places(known: Skeleton, wanted: Skeleton) -> npt.NDArray[np.int64]:
+    """[K] for each wanted joint its index among the known ones, by name; -1 where it has none.
+
+    The upper neck of MPII is the neck of the other sets.
+    """
+    places = {_SAME.get(name, name): index for index, name in enumerate(known.joints)}
+    return np.array([places.get(_SAME.get(name, name), -1) for name in wanted.joints], np.int64)
 
 
 def read_skeleton(path: Path) -> Skeleton:

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from fastpose.cli import main
+from fastpose.datasets import PoseData
 from fastpose.models import DETECTORS, create_detector, trained
+from fastpose.skeleton import LSP14
 
 pytest.importorskip("torch")
 
@@ -30,10 +32,20 @@ def test_a_device_that_is_not_there(device, tmp_path, capsys):
 
 
 def test_a_folder_that_cannot_be_made(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("fastpose.datasets.open_poses", lambda *_, **__: None)
+    nobody = PoseData("lsp", LSP14, ())
+    monkeypatch.setattr("fastpose.datasets.open_poses", lambda *_, **__: nobody)
     (tmp_path / "file").write_text("")
     line = refused(tmp_path, capsys, "--device", "cpu", "--out", str(tmp_path / "file" / "out"))
     assert f"{tmp_path / 'file' / 'out'}: expected a folder to write to" in line
+
+
+def test_a_size_that_the_network_does_not_take(tmp_path, capsys, monkeypatch):
+    nobody = PoseData("lsp", LSP14, ())
+    monkeypatch.setattr("fastpose.datasets.open_poses", lambda *_, **__: nobody)
+    options = ["--out", str(tmp_path / "out"), "--schedule", "64x64:1,64x72:1"]
+    line = refused(tmp_path, capsys, *options)
+    assert "--schedule: cpn-light: image must be [N, 3, h, w] with h and w multiples of 32" in line
+    assert not (tmp_path / "out").exists()
 
 
 # Options of detectors, on either side

@@ -7,11 +7,12 @@ import cv2
 import numpy as np
 import pytest
 
-from fastpose.datasets import PoseData, Sample, open_poses, read_predictions
+from fastpose.datasets import PoseData, Sample, open_poses, read_predictions, with_joints
 from fastpose.errors import DataError, ModelError
 from fastpose.evaluate import evaluate_model, evaluate_predictions, pck, predict_joints
+from fastpose.evaluate.joints import UNSCORED
 from fastpose.models.spec import ModelSpec
-from fastpose.skeleton import COCO17, FLIC9, LSP14, MPII16
+from fastpose.skeleton import COCO17, FLIC9, LSP14, MPII16, Skeleton
 
 SIDES = [k for k, name in enumerate(LSP14.joints) if "_" in name and name != "head_top"]
 RIGHT = [k for k in SIDES if LSP14.joints[k].startswith("right")]
@@ -391,3 +392,32 @@ def test_a_model_without_one_of_the_joints_is_refused(pictures):
     data = PoseData("coco", COCO17, pictures.samples)
     with pytest.raises(ModelError, match=r"\(lsp14\) lack nose, which coco17 has"):
         predict_joints(DotEngine(), data)
+
+
+def test_joints_that_pckh_leaves_out_may_be_missing(pictures):
+    """A network of 14 joints on MPII: its neck is MPII's upper neck."""
+    mpii = with_joints(pictures, MPII16)
+    found = predict_joints(DotEngine(), mpii)
+    names = MPII16.joints
+    assert [name for name, row in zip(names, found[0], strict=True) if np.isnan(row).all()] == list(
+        UNSCORED
+    )
+    sides = [names.index(LSP14.joints[k]) for k in SIDES]
+    truth = np.stack([s.joints for s in mpii.samples])
+    assert np.abs(found - truth)[:, sides].max() < 0.3
+
+
+def test_other_joints_keep_their_places(pictures):
+    pictures = replace(pictures, samples=pictures.samples[:1])
+    (there,) = with_joints(pictures, MPII16).samples
+    (back,) = with_joints(with_joints(pictures, MPII16), LSP14).samples
+    (sample,) = pictures.samples
+    np.testing.assert_array_equal(back.joints, sample.joints)
+    np.testing.assert_array_equal(back.labelled, sample.labelled)
+    lost = [MPII16.joints.index(name) for name in UNSCORED]
+    assert not there.labelled[lost].any()
+    assert not there.visible[lost].any()
+    assert with_joints(pictures, LSP14) is pictures
+    pin = Skeleton("pin", ("tip",), (), (), (0.1,))
+    with pytest.raises(DataError, match="lsp: has no joint of pin"):
+        with_joints(pictures, pin)

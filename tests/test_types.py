@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fastpose.errors import ModelError
-from fastpose.skeleton import LSP14, SKELETONS, skeleton
+from fastpose.skeleton import CPM14, LSP14, MPII16, SKELETONS, joint_places, skeleton
 from fastpose.types import Frame, People
 
 
@@ -64,6 +64,16 @@ def test_a_frame_is_bgr_bytes(image):
         Frame(image)
 
 
+def test_joints_are_found_in_another_set_by_name():
+    """The orders that the CPM release writes out by hand."""
+    from_mpii = [9, 8, 12, 11, 10, 13, 14, 15, 2, 1, 0, 3, 4, 5]
+    from_lsp = [13, 12, 8, 7, 6, 9, 10, 11, 2, 1, 0, 3, 4, 5]
+    to_mpii = [0, 1, 2, 3, 4, 5, -1, -1, 12, 13, 6, 7, 8, 9, 10, 11]
+    assert joint_places(MPII16, CPM14).tolist() == from_mpii
+    assert joint_places(LSP14, CPM14).tolist() == from_lsp
+    assert joint_places(LSP14, MPII16).tolist() == to_mpii
+
+
 @pytest.mark.parametrize("joints", SKELETONS.values(), ids=SKELETONS)
 def test_skeletons_are_consistent(joints):
     k = len(joints)
@@ -77,5 +87,5 @@ def test_skeletons_are_consistent(joints):
 
 
 def test_unknown_skeleton_lists_the_known():
-    with pytest.raises(ModelError, match="unknown skeleton 'coco'; known: flic9, lsp14"):
+    with pytest.raises(ModelError, match="unknown skeleton 'coco'; known: flic9, flic10, lsp14"):
         skeleton("coco")

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 Schedule = tuple[tuple[tuple[int, int], int], ...]
 
+LIGHT_SCHEDULE = "128x96:26,192x160:12"  # that of the weights in trained/
+EPOCHS = 40  # of the other pose networks
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the verb."""
@@ -33,8 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         required=True,
         metavar="KIND:PATH",
-        help="training set: lsp:DIR or lspet:DIR, for a detector also boxes:DIR; give several, or "
-        "one twice to count it twice. A detector sees each set equally often",
+        help="training set: lsp:DIR, lspet:DIR or another of people with joints, for a detector "
+        "also boxes:DIR; give several, or one twice to count it twice. A detector sees each set "
+        "equally often",
     )
     parser.add_argument(
         "--val",
@@ -61,8 +65,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--schedule",
         type=_schedule,
         metavar="HxW:EPOCHS,...",
-        help="input sizes in turn (default: 128x96:26,192x160:12 for a pose network, the "
-        "detector's own size for 16 epochs)",
+        help=f"input sizes in turn (default: {LIGHT_SCHEDULE} for cpn-light, the network's own "
+        f"size for {EPOCHS} epochs, a detector's for 16)",
     )
     parser.add_argument(
         "--batch", type=positive, metavar="N", help="samples a step (default: 32; detectors 8)"
@@ -120,7 +124,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _train_pose(args: argparse.Namespace, spec: ModelSpec, device: str) -> dict[str, Any]:
-    from fastpose.datasets import open_poses
+    from fastpose.datasets import open_poses, with_joints
+    from fastpose.models import DEFAULT_MODEL
     from fastpose.sinks.files import make_folder
     from fastpose.train.data import TrainingSet
     from fastpose.train.release import release
@@ -130,9 +135,12 @@ def _train_pose(args: argparse.Namespace, spec: ModelSpec, device: str) -> dict[
     if len(args.val) > 1:
         raise DataError(f"{spec.name} is measured on one set, got {len(args.val)} of --val")
     start = _start(args.start)
-    sets = [open_poses(text, split="train") for text in args.data]
+    sets = [with_joints(open_poses(text, split="train"), spec.joints) for text in args.data]
     validation = open_poses(args.val[0], split="test") if args.val else None
-    recipe = PoseRecipe(**_recipe(args, _schedule("128x96:26,192x160:12")))
+    own: Schedule = ((spec.size, EPOCHS),)
+    usual = _schedule(LIGHT_SCHEDULE) if spec.name == DEFAULT_MODEL else own
+    recipe = PoseRecipe(**_recipe(args, usual))
+    _check_sizes(spec, recipe.schedule)
     make_folder(args.out)
     task = PoseTask(spec, TrainingSet(sets), recipe, start)
     network = _fit(args, task, device)
@@ -327,6 +335,25 @@ def _schedule(text: str) -> Schedule:
             stages.append(((int(height), int(width)), int(epochs)))
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected HxW:EPOCHS,..., got {text!r}") from None
-    if any(min(*size, count) < 1 or size[0] % 32 or size[1] % 32 for size, count in stages):
-        raise argparse.ArgumentTypeError(f"sizes must be multiples of 32, got {text!r}")
+    if any(min(*size, count) < 1 for size, count in stages):
+        raise argparse.ArgumentTypeError(f"sizes and epochs must be at least 1, got {text!r}")
     return tuple(stages)
+
+
+def _check_sizes(spec: ModelSpec, schedule: Schedule) -> None:
+    """Refuse sizes that the network does not take, before any picture is read.
+
+    Raises:
+        DataError: the text names the size and what it should be.
+    """
+    import torch
+
+    from fastpose.models import create
+
+    with torch.device("meta"):  # shapes without arithmetic or memory
+        network = create(spec.name)
+        for size, _ in schedule:
+            try:
+                network(torch.empty(2, 3, *size))
+            except ValueError as error:
+                raise DataError(f"--schedule: {spec.name}: {error}") from None

@@ -10,7 +10,14 @@ from fastpose.datasets.files import read_image, read_predictions
 from fastpose.datasets.flic import observer_centric, read_flic
 from fastpose.datasets.leeds import read_lsp, read_lspet
 from fastpose.datasets.mpii import read_mpii
-from fastpose.datasets.samples import BoxData, BoxSample, CocoData, PoseData, Sample
+from fastpose.datasets.samples import (
+    BoxData,
+    BoxSample,
+    CocoData,
+    PoseData,
+    Sample,
+    with_joints,
+)
 from fastpose.errors import DataError
 
 __all__ = [
@@ -34,6 +41,7 @@ __all__ = [
     "read_lspet",
     "read_mpii",
     "read_predictions",
+    "with_joints",
 ]
 
 TERMS = {

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastpose.skeleton import Skeleton
+from fastpose.errors import DataError
+from fastpose.skeleton import Skeleton, joint_places
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,30 @@ class PoseData:
     def head(self, count: int | None) -> PoseData:
         """The first `count` samples, all of them for None; `left_out` stays the whole set's."""
         return replace(self, samples=self.samples[:count])
+
+
+def with_joints(data: PoseData, wanted: Skeleton) -> PoseData:
+    """The same people with other joints; those that the set has not are unlabelled, at (0, 0).
+
+    Raises:
+        DataError: the set has none of them.
+    """
+    if data.skeleton == wanted:
+        return data
+    places = joint_places(data.skeleton, wanted)
+    known = places >= 0
+    if not known.any():
+        raise DataError(f"{data.name}: has no joint of {wanted.name}")
+
+    def reordered(sample: Sample) -> Sample:
+        return replace(
+            sample,
+            joints=np.where(known[:, None], sample.joints[places], np.float32(0)),
+            labelled=sample.labelled[places] & known,
+            visible=sample.visible[places] & known,
+        )
+
+    return replace(data, skeleton=wanted, samples=tuple(map(reordered, data.samples)))
 
 
 @dataclass(frozen=True)

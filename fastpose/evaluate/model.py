@@ -13,12 +13,12 @@ import numpy.typing as npt
 from fastpose.crop import crop_people, view_boxes
 from fastpose.datasets import CocoData, PoseData, read_image
 from fastpose.errors import ModelError
-from fastpose.evaluate.joints import evaluate_predictions, head_sizes
+from fastpose.evaluate.joints import UNSCORED, evaluate_predictions, head_sizes
 from fastpose.evaluate.report import Report
 from fastpose.geometry import Doubles, frame_box
 from fastpose.models.joints import locate_joints
 from fastpose.models.spec import ModelSpec
-from fastpose.skeleton import Skeleton
+from fastpose.skeleton import Skeleton, joint_places
 from fastpose.types import Boxes, Floats, People
 
 if TYPE_CHECKING:
@@ -71,16 +71,16 @@ def predict_joints(
 
     Returns:
         [N, K, 2] float32 (x, y) in the pictures' pixels, in the order of the data's joints; NaN
-        for a joint that was not found.
+        for a joint that was not found, or that the model lacks and the figures leave out.
 
     Raises:
-        ModelError: the model does not know a joint of the set.
+        ModelError: the model does not know a joint of the set that its figures count.
         DataError: a picture is missing or cannot be read.
     """
-    order = _joint_order(engine.manifest.spec.joints, data.skeleton)
+    order = _joint_order(engine.manifest.spec.joints, data.skeleton, UNSCORED)
     places = [(s.image, s.box) for s in data.samples]
     points, _ = _locate(engine, places, flip=flip, batch=batch, progress=progress)
-    return points[:, order]
+    return np.where((order >= 0)[:, None], points[:, order], np.float32(np.nan))
 
 
 def predict_people(
@@ -163,11 +163,14 @@ def _cut(places: Sequence[Place], spec: ModelSpec) -> tuple[Floats, Doubles]:
     return windows, affines
 
 
-def _joint_order(known: Skeleton, wanted: Skeleton) -> list[int]:
-    """For each wanted joint, its index among the known ones."""
-    missing = [name for name in wanted.joints if name not in known.joints]
-    if missing:
-        raise ModelError(
-            f"the model's joints ({known.name}) lack {missing[0]}, which {wanted.name} has"
-        )
-    return [known.joints.index(name) for name in wanted.joints]
+def _joint_order(
+    known: Skeleton, wanted: Skeleton, dispensable: tuple[str, ...] = ()
+) -> npt.NDArray[np.int64]:
+    """For each wanted joint, its index among the known ones; -1 for one that may be missing."""
+    order = joint_places(known, wanted)
+    for name, place in zip(wanted.joints, order, strict=True):
+        if place < 0 and name not in dispensable:
+            raise ModelError(
+                f"the model's joints ({known.name}) lack {name}, which {wanted.name} has"
+            )
+    return order
