@@ -24,8 +24,9 @@ def seed_weights(network: nn.Module) -> None:
 
     With u of `uniform`: kernels (2 u - 1) * sqrt(6 / fan_in); norm weights 0.6 + 0.8 u, those of a
     bottleneck's last norm 0.2 + 0.2 u so that a deep trunk stays in range; variances 0.5 + u;
-    biases and means 0.4 u - 0.2. Kernels with "remap" in their name, by which the results of one
-    stack reach the next, are a tenth of that, so that eight stacks stay in range.
+    biases and means 0.4 u - 0.2. Kernels with "remap" or "_head" in their name, by which a stack's
+    results are found and reach the next one, are a tenth of that, so that many stacks stay in
+    range.
     """
     with torch.no_grad():
         for name, tensor in network.state_dict().items():
@@ -37,7 +38,7 @@ def seeded_values(name: str, shape: tuple[int, ...]) -> Tensor:
     """What `seed_weights` fills a tensor of that name and shape with."""
     u = uniform(name, shape)
     if u.ndim == 4:
-        strength = 0.1 if "remap" in name else 1.0
+        strength = 0.1 if "remap" in name or "_head" in name else 1.0
         return strength * (2 * u - 1) * (6 / u[0].numel()) ** 0.5
     if name.endswith("running_var"):
         return 0.5 + u

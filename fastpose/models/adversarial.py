@@ -144,12 +144,18 @@ class Stack(nn.Module):
 
 
 class Remap(nn.Module):
-    """A stack's maps, each kind by a 1x1 convolution of its own, at the width of the features."""
+    """A stack's maps, each kind by a 1x1 convolution of its own, at the width of the features.
+
+    It begins at 0, and every stack as a first one. With an initial value at random each stack would
+    be some six times as loud as the one before.
+    """
 
     def __init__(self, num_keypoints: int, channels: int, occlusion: bool) -> None:
         super().__init__()
         self.pose = nn.Conv2d(num_keypoints, channels, 1)
         self.occlusion = nn.Conv2d(num_keypoints, channels, 1) if occlusion else None
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, maps: StackMaps) -> Tensor:
         """[N, K, h, w] each -> their sum [N, channels, h, w]."""
