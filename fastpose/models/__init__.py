@@ -146,6 +146,41 @@ def _adversarial(name: str, skeleton: str, parameters: int) -> ModelSpec:
     )
 
 
+def _hourglass(name: str, parameters: int, network: str, kwargs: dict[str, Any]) -> ModelSpec:
+    """An hourglass for MPII's joints, with the pixels and windows of the public code."""
+    return ModelSpec(
+        name=name,
+        network=network,
+        size=(256, 256),
+        stride=4,
+        skeleton="mpii16",
+        mean=MPII_MEAN,
+        std=(255.0, 255.0, 255.0),
+        rgb=True,
+        convention="hourglass",
+        padding=1.25,
+        method="quarter",
+        sigma=1.0,
+        peak_value=1.0,
+        paper="Newell, Yang, Deng, Stacked Hourglass Networks for Human Pose Estimation, ECCV 2016",
+        parameters=parameters,
+        kwargs=kwargs,
+    )
+
+
+def _pbn(name: str, skeleton: str, groups: str, parameters: int) -> ModelSpec:
+    """A PBN of eight stacks; the paper takes each map's highest cell, and does not shift pixels."""
+    spec = _hourglass(name, parameters, "pbn:PBN", {"groups": groups})
+    return replace(
+        spec,
+        skeleton=skeleton,
+        mean=(0.0, 0.0, 0.0),
+        method="argmax",
+        paper="Tang, Wu, Does Learning Specific Features for Related Parts Help Human Pose "
+        "Estimation?, CVPR 2019",
+    )
+
+
 MODELS = {
     "cpn-light": ModelSpec(
         name="cpn-light",
@@ -228,6 +263,11 @@ MODELS = {
     ),
     "adversarial-mpii": _adversarial("adversarial-mpii", "mpii16", 89_987_968),
     "adversarial-lsp": _adversarial("adversarial-lsp", "lsp14", 89_973_120),
+    "hourglass2": _hourglass("hourglass2", 6_730_912, "hourglass:StackedHourglass", {"stacks": 2}),
+    "hourglass8": _hourglass("hourglass8", 25_594_624, "hourglass:StackedHourglass", {"stacks": 8}),
+    "pbn-mpii": _pbn("pbn-mpii", "mpii16", "mpii16-data5", 25_690_752),
+    "pbn6-mpii": _pbn("pbn6-mpii", "mpii16", "mpii16-hand6", 25_931_904),
+    "pbn-lsp": _pbn("pbn-lsp", "lsp14", "lsp14-data5", 25_686_128),
 }
 DEFAULT_MODEL = "cpn-light"
 
