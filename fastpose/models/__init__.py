@@ -112,7 +112,7 @@ def _structured(name: str, side: int, skeleton: str, parameters: int, **kwargs: 
         rgb=False,
         convention="caffe",
         padding=1.0,
-        method="argmax",
+        method="tree",
         sigma=1.0,
         peak_value=1.0,
         paper="Chu, Ouyang, Li, Wang, Structured Feature Learning for Pose Estimation, CVPR 2016",

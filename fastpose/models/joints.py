@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from fastpose import ops
-from fastpose.geometry import CONVENTIONS, Doubles, cells_to_frame, compose
+from fastpose.errors import ModelError
+from fastpose.geometry import CONVENTIONS, Doubles, apply, cells_to_frame, compose
+from fastpose.models.parts import PartTree, part_tree
 from fastpose.models.spec import ModelSpec
 from fastpose.models.views import merge_views
 from fastpose.types import Floats
+
+Indices = npt.NDArray[np.int64]
 
 LEAST_PEAK = 0.2  # of the peak that was taught; in a map of several joints a lower one is none
 
@@ -27,10 +32,15 @@ def locate_joints(
 
     Returns:
         points [N, K, 2] in frame pixels, NaN where there is no peak, and scores [N, K].
+
+    Raises:
+        ModelError: `flipped` was given for a network whose mirrored results have no meaning.
     """
     match spec.output:
         case "simcc":
             return _read_vectors(results, affines, spec, flipped)
+        case "parts":
+            return _read_parts(results, affines, spec, flipped)
         case _:
             return _read_maps(results, affines, spec, flipped)
 
@@ -86,7 +96,9 @@ def _read_views(
     total = len(results) // count
     points, scores = np.empty((total, k, 2), np.float32), np.empty((total, k), np.float32)
     if flipped is not None:
-        results = (results + _mirrored_back(flipped, spec)) / np.float32(2)
+        results = (results + _mirrored_back(flipped, spec.joints.flip_order(), spec)) / np.float32(
+            2
+        )
     for person in range(total):
         rows = slice(person * count, (person + 1) * count)
         maps, window = merge_views(
@@ -107,11 +119,52 @@ def _read_views(
     return points, scores
 
 
-def _mirrored_back(flipped: Floats, spec: ModelSpec) -> Floats:
-    """Maps of mirrored windows as maps of the windows, before views of several sizes are joined."""
-    maps = flipped[:, spec.joints.flip_order(), :, ::-1]
+def _mirrored_back(flipped: Floats, order: Indices, spec: ModelSpec) -> Floats:
+    """Maps of mirrored windows as maps of the windows, whose map c is there map `order`[c]."""
+    maps = flipped[:, order][..., ::-1]
     shift = CONVENTIONS[spec.convention].flip_shift
     return np.concatenate((maps[..., :shift], maps[..., : maps.shape[-1] - shift]), axis=-1)
+
+
+def _read_parts(
+    results: Floats, affines: Doubles, spec: ModelSpec, flipped: Floats | None
+) -> tuple[Floats, Floats]:
+    """The view of each person in which the pose of all parts is best.
+
+    A joint's score is the probability that its part, of whatever type, is where it was placed.
+    """
+    tree = part_tree(spec.tree)
+    types = _type_scores(results, tree)
+    parts = types.sum(axis=2)
+    if flipped is not None:
+        if spec.method == "tree" and tree.types > 1:
+            raise ModelError(
+                f"{spec.name} has no flip test: its types of parts have no mirror twins"
+            )
+        mirrored = _type_scores(flipped, tree).sum(axis=2)
+        parts = (parts + _mirrored_back(mirrored, tree.flip_order(), spec)) / np.float32(2)
+        types = parts[:, :, None]
+    if spec.method == "tree":
+        cells, _, total = ops.fit_tree(types, tree.parents, tree.anchors)
+        windows, kinds = np.ogrid[: len(parts), : len(tree.parts)]
+        x, y = cells.astype(np.int64).transpose(2, 0, 1)
+        scores = parts[windows, kinds, y, x]
+    else:
+        cells, scores = ops.decode(parts, method="argmax")
+        total = scores.sum(axis=1, dtype=np.float64)
+    best = np.arange(0, len(parts), len(spec.views))
+    best = best + total.reshape(-1, len(spec.views)).argmax(axis=1)
+    scores = tree.parts_to_joints(scores[best]) / np.float32(spec.peak_value)
+    found = np.asarray(scores > 0)  # NaN is not
+    frame = cells_to_frame(affines[best], spec.convention, spec.size, results.shape[2:])
+    points = apply(frame, tree.parts_to_joints(cells[best])).astype(np.float32)
+    return np.where(found[..., None], points, np.float32(np.nan)), np.where(found, scores, 0)
+
+
+def _type_scores(results: Floats, tree: PartTree) -> Floats:
+    """[N, P * T + 1, h, w] -> [N, P, T, h, w], without the background."""
+    n, _, h, w = results.shape
+    return results[:, :-1].reshape(n, len(tree.parts), tree.types, h, w)
 
 
 def _read_vectors(

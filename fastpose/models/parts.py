@@ -16,6 +16,9 @@ from fastpose.skeleton import Skeleton, skeleton
 
 Doubles = npt.NDArray[np.float64]
 
+METHODS = ("tree", "argmax")
+"""How parts are found: together, by `ops.fit_tree`, or each by itself at its likeliest cell."""
+
 Recipe = Mapping[str, Mapping[str, float]]
 """Names of parts; for each the names of the joints whose weighted mean it is."""
 
@@ -89,6 +92,17 @@ class PartTree:
         anchors = np.floor(self.centres + 0.5).astype(np.int64)
         anchors[self.root] = 0
         return anchors
+
+    def flip_order(self) -> npt.NDArray[np.int64]:
+        """[P] index of each part's mirror twin; a part without a side is its own."""
+        swap = {"left": "right", "right": "left"}
+        twins = [
+            f"{swap[side]}_{of}" if side in swap else part
+            for part, (side, _, of) in zip(
+                self.parts, (part.partition("_") for part in self.parts), strict=True
+            )
+        ]
+        return np.array([self.parts.index(twin) for twin in twins])
 
     def joints_to_parts(
         self, joints: npt.NDArray[np.floating], labelled: npt.NDArray[np.bool_] | None = None

@@ -9,6 +9,7 @@ from typing import Any
 from fastpose.crop import Window
 from fastpose.errors import ModelError
 from fastpose.geometry import CONVENTIONS
+from fastpose.models.parts import METHODS as PART_METHODS
 from fastpose.models.parts import PART_TREES
 from fastpose.models.views import REDUCES
 from fastpose.ops.decode import METHODS
@@ -32,7 +33,8 @@ class ModelSpec:
         rgb: the input is RGB (frames are BGR).
         convention: crop and grid of `fastpose.geometry`.
         padding: the box is enlarged by this before it is cropped; a pair is for (x, y).
-        method, sigma, peak_value: arguments of `ops.decode` that the maps were trained for.
+        method, sigma, peak_value: arguments of `ops.decode` that the maps were trained for; for
+            "parts", method is one of `fastpose.models.parts.METHODS`, and sigma has no meaning.
         kwargs: further arguments of the callable.
         paper: author, title, venue, year; "" for a network from elsewhere.
         parameters: exact number of parameters where the publication or we know it.
@@ -91,7 +93,7 @@ class ModelSpec:
         self._check_joints()
         for key, names in (
             ("convention", tuple(CONVENTIONS)),
-            ("method", METHODS),
+            ("method", PART_METHODS if self.output == "parts" else METHODS),
             ("scale_reduce", REDUCES),
         ):
             if getattr(self, key) not in names:

@@ -11,6 +11,9 @@ import pytest
 
 from fastpose.datasets import PoseData, Sample, open_poses
 from fastpose.errors import DataError, ModelError
+from fastpose.geometry import apply, boxes_to_affines, cells_to_frame, invert
+from fastpose.models import model_spec
+from fastpose.models.joints import locate_joints
 from fastpose.models.parts import PART_TREES, PartTree, part_tree
 from fastpose.skeleton import FLIC9, FLIC10, LSP14, skeleton
 
@@ -193,6 +196,180 @@ def test_the_trees_types_are_those_of_people():
         assert len({tuple(c) for c in LSP26.centres[part]}) == 13
 
 
+# ---- from probabilities to joints ----------------------------------------------------------------
+
+
+def spec_of(name, *views, **options):
+    return replace(model_spec(name), views=views or (1.0,), **options)
+
+
+@pytest.mark.parametrize("name", ["structured-lsp", "structured-flic"])
+def test_twins_of_parts(name):
+    tree = part_tree(model_spec(name).tree)
+    order = tree.flip_order()
+    assert tree.parts[order[tree.parts.index("left_forearm")]] == "right_forearm"
+    assert order[0] == 0
+    np.testing.assert_array_equal(order[order], np.arange(len(tree.parts)))
+    joints = list(tree.joints)  # twins of joints are twins of their parts
+    twins = skeleton(tree.skeleton).flip_order()
+    np.testing.assert_array_equal(order[joints], np.array(joints)[twins])
+
+
+class Scene:
+    """One person in a frame, and what a network that knows it would give."""
+
+    def __init__(self, spec, seed=0):
+        self.spec, self.tree = spec, part_tree(spec.tree)
+        box = np.array([[100, 50, 500, 400]], np.float32)
+        views = [boxes_to_affines(box, spec.size, padding=f) for f in spec.views]
+        self.affines = np.concatenate(views)
+        to_frame = cells_to_frame(self.affines, spec.convention, spec.size, spec.cells)
+        random = np.random.default_rng(seed)
+        parts = np.zeros((1, len(self.tree.parts), 2))
+        for part in range(1, len(self.tree.parts)):
+            kind = random.integers(self.tree.types)
+            parts[0, part] = parts[0, self.tree.parents[part]] + self.tree.anchors[part, kind]
+        low, high = parts.min(axis=1), parts.max(axis=1)
+        parts += 21 - np.rint((low + high) / 2)[:, None]  # cells of the first view
+        assert parts.min() > 2
+        assert parts.max() < 40
+        points = apply(to_frame[:1], parts)
+        self.joints = self.tree.parts_to_joints(points)
+        self.cells = np.rint(apply(invert(to_frame), np.repeat(points, len(views), 0))).astype(int)
+        self.cell = to_frame[:, 0, 0]  # frame pixels
+        self.types = self.tree.nearest_types(self.cells.astype(np.float64))
+        self.results = np.zeros((len(views), *spec.results[0]), np.float32)
+
+    def maps(self, view, part):
+        """[T, h, w] of one part in one view."""
+        first = part * self.tree.types
+        return self.results[view, first : first + self.tree.types]
+
+    def put(self, view, height):
+        """Let all parts be seen where they are, with this probability."""
+        for part, (x, y) in enumerate(self.cells[view]):
+            self.maps(view, part)[self.types[view, part], y, x] = height
+
+    def find(self, **options):
+        return locate_joints(self.results, self.affines, self.spec, **options)
+
+
+@pytest.mark.parametrize("method", ["tree", "argmax"])
+@pytest.mark.parametrize("name", ["structured-lsp", "structured-flic"])
+@pytest.mark.parametrize("best", [0, 1, 2])
+def test_the_view_of_the_best_pose_is_kept(name, method, best):
+    scene = Scene(spec_of(name, 1.0, 1.2, 1.5, method=method))
+    for view in range(3):
+        scene.put(view, 0.9 if view == best else 0.3)
+    points, scores = scene.find()
+    assert points.shape == (1, len(scene.spec.joints), 2)
+    assert (points.dtype, scores.dtype) == (np.float32, np.float32)
+    np.testing.assert_allclose(points, scene.joints, atol=0.51 * scene.cell[best])
+    np.testing.assert_allclose(scores, 0.9)
+
+
+def test_people_are_read_each_in_their_own_views():
+    spec = spec_of("structured-flic", 1.0, 1.25)
+    scenes = [Scene(spec), Scene(spec)]
+    scenes[1].affines[:, :, 2] += 1000
+    for scene, heights in zip(scenes, [(0.2, 0.8), (0.7, 0.1)], strict=True):
+        for view, height in enumerate(heights):
+            scene.put(view, height)
+    results = np.concatenate([scene.results for scene in scenes])
+    affines = np.concatenate([scene.affines for scene in scenes])
+    points, scores = locate_joints(results, affines, spec)
+    for row, scene in enumerate(scenes):
+        expected = scene.find()
+        np.testing.assert_array_equal(points[row], expected[0][0])
+        np.testing.assert_array_equal(scores[row], expected[1][0])
+
+
+def test_the_tree_passes_over_a_likelier_cell_that_no_body_reaches():
+    scene = Scene(spec_of("structured-lsp"))
+    scene.put(0, 0.6)
+    wrist = scene.tree.parts.index("left_wrist")
+    x, y = scene.cells[0, wrist]
+    far = 2 if x > 20 else 39
+    scene.maps(0, wrist)[0, y, far] = 0.9
+    joint = LSP14.joints.index("left_wrist")
+    points, scores = scene.find()
+    np.testing.assert_allclose(points[0, joint], scene.joints[0, joint], atol=0.51 * scene.cell[0])
+    assert scores[0, joint] == np.float32(0.6)
+    scene.spec = replace(scene.spec, method="argmax")
+    points, scores = scene.find()
+    assert abs(points[0, joint, 0] - scene.joints[0, joint, 0]) > 10 * scene.cell[0]
+    assert scores[0, joint] == np.float32(0.9)
+
+
+def test_a_score_is_the_probability_of_the_part_of_whatever_type():
+    scene = Scene(spec_of("structured-lsp"))
+    scene.put(0, 0.5)
+    elbow = scene.tree.parts.index("right_elbow")
+    x, y = scene.cells[0, elbow]
+    scene.maps(0, elbow)[:, y, x] = 0.02
+    scene.maps(0, elbow)[scene.types[0, elbow], y, x] = 0.5
+    _, scores = scene.find()
+    assert scores[0, LSP14.joints.index("right_elbow")] == pytest.approx(0.5 + 12 * 0.02)
+
+
+@pytest.mark.parametrize("method", ["tree", "argmax"])
+def test_a_view_without_a_finite_result_is_passed_over(method):
+    scene = Scene(spec_of("structured-lsp", 1.0, 1.2, method=method))
+    scene.results[0] = np.nan
+    scene.put(1, 0.4)
+    points, scores = scene.find()
+    np.testing.assert_allclose(points, scene.joints, atol=0.51 * scene.cell[1])
+    scene.results[1] = np.nan
+    points, scores = scene.find()
+    assert np.isnan(points).all()
+    assert not scores.any()
+
+
+@pytest.mark.parametrize("name", ["structured-lsp", "structured-flic"])
+def test_nobody_has_no_joints(name):
+    spec = spec_of(name, 1.0, 1.2)
+    results = np.zeros((0, *spec.results[0]), np.float32)
+    points, scores = locate_joints(results, np.zeros((0, 2, 3)), spec)
+    assert points.shape == (0, len(spec.joints), 2)
+    assert scores.shape == (0, len(spec.joints))
+
+
+def mirrored(scene):
+    """What a network gives for the mirrored window: parts of the other side, the same types."""
+    n, _, h, w = scene.results.shape
+    parts = scene.results[:, :-1].reshape(n, len(scene.tree.parts), -1, h, w)
+    parts = parts[:, scene.tree.flip_order(), :, :, ::-1]
+    return np.concatenate((parts.reshape(n, -1, h, w), scene.results[:, -1:, :, ::-1]), axis=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "method"), [("structured-flic", "tree"), ("structured-lsp", "argmax")]
+)
+def test_flip_of_a_true_network_changes_nothing(name, method):
+    scene = Scene(spec_of(name, method=method))
+    scene.put(0, 0.5)
+    points, scores = scene.find()
+    again = scene.find(flipped=mirrored(scene))
+    np.testing.assert_array_equal(again[0], points)
+    np.testing.assert_array_equal(again[1], scores)
+    half = scene.find(flipped=np.zeros_like(scene.results))
+    np.testing.assert_array_equal(half[0], points)
+    np.testing.assert_array_equal(half[1], scores / 2)
+
+
+def test_types_of_turned_parts_have_no_flip_test():
+    scene = Scene(spec_of("structured-lsp"))
+    with pytest.raises(ModelError, match="structured-lsp has no flip test: its types of parts"):
+        scene.find(flipped=scene.results)
+
+
+def test_methods_of_parts_and_of_maps_are_not_mixed_up():
+    with pytest.raises(ModelError, match="method must be one of tree, argmax, got 'dark'"):
+        spec_of("structured-lsp", method="dark")
+    with pytest.raises(ModelError, match=r"method must be one of argmax, .*, got 'tree'"):
+        replace(model_spec("cpn50"), method="tree")
+
+
 # ---- finding the types ---------------------------------------------------------------------------
 
 
@@ -269,7 +446,7 @@ def test_what_types_cannot_be_found_of_is_named():
     from fastpose.train.part_types import find_types
 
     data = film_frames(arms([(80, 0)]))
-    with pytest.raises(ModelError, match="lsp26: flic has no right_ankle, .*neck, head_top"):
+    with pytest.raises(ModelError, match=r"lsp26: flic has no right_ankle, .*neck, head_top"):
         find_types(LSP26, data)
     with pytest.raises(ModelError, match="3 types of head need as many people"):
         find_types(FLIC18, data, types=3)
