@@ -1,16 +1,23 @@
-"""The one module that cuts windows: people out of frames, and training's augmented views."""
+"""The one module that cuts windows: people out of frames, and training's augmented views.
+
+A cascade's windows on feature maps are cut here too.
+"""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from fastpose import ops
 from fastpose.geometry import Doubles, boxes_to_affines
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAX_AREA = 4  # 16 samples an output pixel: beyond a reduction of 4 the eye and the network agree
 
@@ -126,6 +133,68 @@ def sample_counts(affines: Doubles) -> npt.NDArray[np.int64]:
     determinant = linear[:, 0, 0] * linear[:, 1, 1] - linear[:, 0, 1] * linear[:, 1, 0]
     shrink = np.sqrt(np.abs(np.nan_to_num(determinant, nan=1.0, posinf=1.0, neginf=1.0)))
     return np.clip(np.rint(shrink), 1, MAX_AREA).astype(np.int64)
+
+
+def crop_features(features: Tensor, corners: Tensor, size: int) -> Tensor:
+    """Cut J square windows out of the feature maps of every picture, at whole cells.
+
+    The gradient of a window is added to the cells that it was cut from; none flows to `corners`.
+    In a graph that is being traced, and for types that have no kernel, the cells are gathered by
+    plain torch operations with the same result.
+
+    Args:
+        features: [N, C, H, W], floating.
+        corners: [N, J, 2] int64, (x, y) of the first cell of each window, inside the map or not.
+        size: side of a window in cells.
+
+    Returns:
+        [N * J, C, size, size], the very values of `features`, 0 outside the maps.
+
+    Raises:
+        ValueError: an argument is not as above.
+    """
+    import torch
+
+    if features.ndim != 4 or not features.is_floating_point():
+        raise ValueError(
+            f"features must be [N, C, H, W] floating, got {list(features.shape)} {features.dtype}"
+        )
+    n = features.shape[0]
+    whole = not (corners.is_floating_point() or corners.is_complex())
+    if corners.ndim != 3 or corners.shape[0] != n or corners.shape[2] != 2 or not whole:
+        raise ValueError(
+            f"corners must be [{n}, J, 2] whole numbers, got {list(corners.shape)} {corners.dtype}"
+        )
+    kernel = features.dtype in (torch.float32, torch.float16) and not features.is_meta
+    if torch.compiler.is_compiling() or not kernel:
+        return _gather_windows(features, corners, size)
+    joints = corners.shape[1]
+    affines = torch.eye(2, 3, device=features.device).repeat(n * joints, 1, 1)
+    affines[:, :, 2] = corners.flatten(0, 1).to(affines)
+    source = torch.arange(n, device=features.device).repeat_interleave(joints)
+    name = str(features.dtype).removeprefix("torch.")
+    windows: Tensor = ops.warp(
+        features, affines, (size, size), source=source, layout="chw", dtype=name
+    )
+    return windows
+
+
+def _gather_windows(features: Tensor, corners: Tensor, size: int) -> Tensor:
+    """`crop_features` as one lookup of whole cells, which every runtime can do."""
+    import torch
+
+    n, channels, height, width = features.shape
+    step = torch.arange(size, device=features.device)
+    columns = (corners[..., 0, None] + step)[..., None, :]  # [N, J, 1, size]
+    rows = (corners[..., 1, None] + step)[..., :, None]
+    inside = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
+    picture = torch.arange(n, device=features.device)[:, None, None, None]
+    row = picture * height + rows.clamp(0, height - 1)
+    place = row * width + columns.clamp(0, width - 1)
+    cells = features.permute(0, 2, 3, 1).reshape(-1, channels)
+    windows = cells.index_select(0, place.flatten()).unflatten(0, (-1, size, size))
+    windows = torch.where(inside.reshape(-1, size, size, 1), windows, 0.0)
+    return windows.permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True)

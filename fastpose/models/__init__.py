@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastpose.errors import BackendError, ModelError
+from fastpose.models.cascade import FINE
 from fastpose.models.spec import DetectorSpec, ModelSpec
 from fastpose.skeleton import Skeleton
 
@@ -181,6 +182,33 @@ def _pbn(name: str, skeleton: str, groups: str, parameters: int) -> ModelSpec:
     )
 
 
+def _tompson(
+    name: str, layout: str, pools: int, size: tuple[int, int], skeleton: str, parameters: int
+) -> ModelSpec:
+    """A cascade whose coarse maps have 1 / 2 ** pools of the input's resolution."""
+    return ModelSpec(
+        name=name,
+        network="tompson:Cascade",
+        size=size,
+        stride=2**pools,
+        skeleton=skeleton,
+        mean=(127.5, 127.5, 127.5),  # the network sees contrast alone, and grey round the picture
+        std=(255.0, 255.0, 255.0),
+        rgb=True,
+        convention="symmetric",
+        padding=1.25,
+        method="argmax",
+        sigma=1.5,
+        peak_value=1.0,
+        paper="Tompson, Goroshin, Jain, LeCun, Bregler, Efficient Object Localization Using "
+        "Convolutional Networks, CVPR 2015",
+        parameters=parameters,
+        kwargs={"layout": layout, "pools": pools},
+        output="cascade",
+        fine=FINE,
+    )
+
+
 MODELS = {
     "cpn-light": ModelSpec(
         name="cpn-light",
@@ -206,6 +234,10 @@ MODELS = {
     "cpn101-tf": _cpn("cpn101-tf", (256, 192), 101, "tf", 46_001_898),
     "cpn50-384": _cpn("cpn50-384", (384, 288), 50, "torch", 27_406_826),
     "cpn101-384": _cpn("cpn101-384", (384, 288), 101, "torch", 46_398_954),
+    "tompson-flic": _tompson("tompson-flic", "flic", 2, (240, 320), "flic9", 18_614_482),
+    "tompson-mpii": _tompson("tompson-mpii", "mpii", 2, (256, 256), "cpm14", 19_157_916),
+    "tompson-mpii-8x": _tompson("tompson-mpii-8x", "mpii", 3, (256, 256), "cpm14", 20_043_420),
+    "tompson-mpii-16x": _tompson("tompson-mpii-16x", "mpii", 4, (256, 256), "cpm14", 20_928_924),
     "cpn50-global": _cpn_variant("cpn50-global", 25_112_264, kwargs={"refine": "none"}),
     "cpn50-star": _cpn_variant("cpn50-star", 27_406_826, network="cpn:CPNStar"),
     "cpn-pin": _cpn_variant(

@@ -8,6 +8,7 @@ import numpy.typing as npt
 from fastpose import ops
 from fastpose.errors import ModelError
 from fastpose.geometry import CONVENTIONS, Doubles, apply, cells_to_frame, compose
+from fastpose.models.cascade import locate_cascade
 from fastpose.models.parts import PartTree, part_tree
 from fastpose.models.spec import ModelSpec
 from fastpose.models.views import merge_views
@@ -39,6 +40,8 @@ def locate_joints(
     match spec.output:
         case "simcc":
             return _read_vectors(results, affines, spec, flipped)
+        case "cascade":
+            return locate_cascade(results, affines, spec, flipped)
         case "parts":
             return _read_parts(results, affines, spec, flipped)
         case _:
