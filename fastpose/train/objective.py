@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastpose.errors import ModelError
+from fastpose.models.parts import part_tree
 from fastpose.models.spec import ModelSpec
 from fastpose.train.losses import (
     cpn_loss,
@@ -18,6 +19,7 @@ from fastpose.train.losses import (
     hard_pixel_loss,
     mean_loss,
 )
+from fastpose.train.structured import LIMB_RATIOS, structured_loss
 from fastpose.train.targets import MEGVII_SIGMAS, cascade_targets, megvii_targets
 
 Objective: TypeAlias = Callable[[Any, Tensor, Tensor, tuple[int, int]], Tensor]
@@ -44,6 +46,8 @@ def objective(spec: ModelSpec, hard: int, hard_cells: float = 0.25) -> Objective
             return _published(spec, hard)
         case "cpn:CPNStar":
             return _published(spec, None)
+        case "structured:Structured":
+            return _structured(spec)
     raise ModelError(f"{spec.name} cannot be trained here")
 
 
@@ -99,5 +103,19 @@ def _peaks(spec: ModelSpec, share: float) -> Objective:
         )
         plain = global_loss(coarse, coarse_targets, style=spec.kwargs["style"])
         return plain + hard_pixel_loss(refined, target, weights, share, spec.peak_value)
+
+    return loss
+
+
+def _structured(spec: ModelSpec) -> Objective:
+    """Chu et al., Structured Feature Learning, CVPR 2016: as released for LSP, else as published.
+
+    Windows may have any size.
+    """
+    tree = part_tree(spec.tree)
+    sampling = "ring" if tree.name in LIMB_RATIOS else "uniform"
+
+    def loss(output: Any, joints: Tensor, visibility: Tensor, size: tuple[int, int]) -> Tensor:
+        return structured_loss(output, joints, visibility > 0, tree, neg_sampling=sampling)
 
     return loss
