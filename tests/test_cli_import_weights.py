@@ -19,7 +19,7 @@ from seeded import seed_weights, seeded_values, uniform  # noqa: E402
 from fastpose.engines.manifest import file_hash  # noqa: E402
 
 GOLDEN = Path(__file__).parent / "golden" / "pytorch_cpn.npz"
-TERMS = "unknown: see where the file came from"
+TERMS = "none stated of the weights; the code that trains them is under GPL-3.0"
 
 
 def run(capsys, *args):
@@ -236,7 +236,9 @@ def test_without_torch_it_says_what_to_install(tmp_path, capsys, monkeypatch):
 @pytest.fixture
 def light(tmp_path, monkeypatch):
     """A checkpoint of the light network with names of its own; the folder of all files."""
-    layout = foreign.Layout("light", r"net/", ("cpn-light",), ((r"^net/", ""),))
+    layout = foreign.Layout(
+        "light", r"net/", ("cpn-light",), ((r"^net/", ""),), terms="as the light", note="a word"
+    )
     monkeypatch.setattr(foreign, "LAYOUTS", (layout,))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     network = create("cpn-light")
@@ -259,7 +261,7 @@ def test_the_card_tells_where_the_weights_came_from(light, capsys):
     assert document == {"model": "cpn-light", "weights": str(weights), **card}
     assert card["name"] == "cpn-light"
     assert card["spec"] == json.loads(json.dumps(model_spec("cpn-light").to_dict()))
-    assert card["terms"] == TERMS
+    assert (card["terms"], card["note"]) == ("as the light", "a word")
     assert card["random"] == 0
     assert card["weights_sha256"] == file_hash(weights)
     source = card["source"]

@@ -15,17 +15,28 @@ if TYPE_CHECKING:
 
 
 SUFFIX = ".safetensors"
-TERMS = "unknown: see where the file came from"
+LAYOUTS = """what FILE may be, and NAME then:
+  pytorch-cpn                   cpn50, cpn101, also -384
+  mmpose CPM                    cpm-bn
+  bearpaw's stacked hourglass   hourglass2, hourglass8
+  Caffe, CPM release            cpm-flic, cpm-lsp, cpm-vgg, cpm-person
+  Caffe, StructuredFeature      structured-lsp
+trunks alone, with --partial:
+  ResNet-50, -101 (torchvision, OpenMMLab)   cpn...
+  VGG-16 (torchvision, Caffe)   structured-...
+  VGG-19 (torchvision, Caffe)   cpm-vgg, cpm-person
+Caffe's weights are a .caffemodel, or its blobs in an .npz, called LAYER/0, LAYER/1 and so on."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the verb."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = LAYOUTS
     parser.add_argument(
         "file",
         type=Path,
         metavar="FILE",
-        help="of torch.save or safetensors, of pytorch-cpn, or a ResNet of torchvision or "
-        "OpenMMLab for the trunk; nothing in it is run",
+        help="of torch.save, safetensors or Caffe; nothing in it is run",
     )
     parser.add_argument(
         "--to", required=True, metavar="NAME", help="a name that `fastpose models` lists"
@@ -68,7 +79,8 @@ def run(args: argparse.Namespace) -> int:
     state = foreign.read_checkpoint(args.file)
     layout = foreign.recognise(state, args.file, spec.name)
     network = random_network(spec.name)
-    report = foreign.fill(network, state, layout, args.file)
+    fitted = foreign.refit(state, layout, spec)
+    report = foreign.fill(network, fitted, layout, args.file)
     source = {"file": args.file.name, "sha256": file_hash(args.file), **report.to_dict()}
     if report.taken == 0 or not (report.complete or args.partial):
         if args.json:
@@ -79,7 +91,8 @@ def run(args: argparse.Namespace) -> int:
     card = {
         "name": spec.name,
         "spec": spec.to_dict(),
-        "terms": TERMS,
+        "terms": layout.terms,
+        "note": layout.note,
         "source": source,
         "random": len(report.missing) + len(report.wrong_shape),
         "version": __version__,
@@ -89,7 +102,9 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps({"model": spec.name, "weights": str(out), **card}))
     else:
         print(f"{out}: {spec.name} from {layout.name}: {report}")
-        print(f"terms: {TERMS}")
+        print(f"terms: {layout.terms}")
+        if layout.note:
+            print(f"note: {layout.note}")
     return 0
 
 

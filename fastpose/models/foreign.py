@@ -10,11 +10,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fastpose.errors import WeightsError
 from fastpose.models import create
+from fastpose.models.caffe import read_caffemodel, read_npz
+from fastpose.models.layouts import LAYOUTS, Layout, Rows
+from fastpose.models.spec import ModelSpec
 from fastpose.models.weights import is_weight, read_weights
 
 # what a training script puts its state dict under, and what wrappers of modules put before names
@@ -24,52 +28,15 @@ SHOWN = 3  # names of each fault that an error tells
 WRAP = "export it to ONNX for `fastpose wrap`"
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How another project names the tensors of a network.
-
-    Attributes:
-        name: of the project or of its network.
-        mark: pattern; names that begin with it occur in this layout alone.
-        models: names of ours that have the network, or the part of it that the layout has; none
-            for a network that we have not.
-        renames: (pattern, replacement) pairs that turn a name into ours, applied in turn.
-    """
-
-    name: str
-    mark: str
-    models: tuple[str, ...] = ()
-    renames: tuple[tuple[str, str], ...] = ()
-
-    def rename(self, name: str) -> str:
-        """Our name of a tensor."""
-        for pattern, replacement in self.renames:
-            name = re.sub(pattern, replacement, name)
-        return name
-
-
-CPN_TORCH = ("cpn50", "cpn101", "cpn50-384", "cpn101-384")
-CPN = (*CPN_TORCH, "cpn50-tf", "cpn101-tf")
-
-LAYOUTS = (
-    Layout("pytorch-cpn", r"global_net\.predict\.\d\.5\.", CPN_TORCH),
-    Layout("torchvision ResNet", r"layer4\.2\.conv3\.", CPN, ((r"^", "resnet."),)),
-    Layout(
-        "OpenMMLab ResNet", r"backbone\.layer4\.2\.conv3\.", CPN, ((r"^backbone\.", "resnet."),)
-    ),
-    # CPN's successors in mmpose, which has no CPN: a ReLU behind each sum of the pyramid, other
-    # heads, no RefineNet
-    Layout("mmpose MSPN", r"backbone\.multi_stage_mspn\."),
-    Layout("mmpose RSN", r"backbone\.multi_stage_rsn\."),
-    Layout("HRNet", r"(backbone\.)?stage4\.0\.branches\."),
-    Layout("ViTPose", r"(backbone\.)?patch_embed\.proj"),
-    Layout("RTMPose", r"head\.cls_x\."),
-)
-
 OTHER_FILES = {
+    r"\.caffemodel\.h5": "weights of Caffe in HDF5; save the net without HDF5, or its blobs by "
+    "numpy.savez",
+    r"\.solverstate(\.h5)?": "the state of a Caffe solver; the .caffemodel saved with it has the "
+    "weights",
+    r"\.prototxt": "the text of a Caffe net, which has no weights; those are in a .caffemodel",
+    r"\.npy": "one array, or a pickled dict of them; save the blobs by numpy.savez",
     r"\.onnx": "an ONNX graph, which `fastpose wrap` takes as it is",
     r"\.(index|meta|pb|data-\d+-of-\d+)": f"a part of a TensorFlow checkpoint; {WRAP}",
-    r"\.(caffemodel|prototxt)": f"a part of a Caffe model; {WRAP}",
     r"\.(h5|hdf5|keras|tflite)": f"a Keras or TensorFlow Lite model; {WRAP}",
 }
 
@@ -119,9 +86,10 @@ class Report:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The state dict in a file of `torch.save` or safetensors, without wrappers and counters.
+    """The state dict in a file of torch, safetensors or Caffe, without wrappers and counters.
 
-    Nothing in the file is run: torch reads it with `weights_only`.
+    Nothing in the file is run: torch reads it with `weights_only`, and the blobs of a .caffemodel
+    or an .npz are numbers; see `fastpose.models.caffe` for their names.
 
     Returns:
         By name; in a checkpoint that is as it should be, all of them tensors.
@@ -129,9 +97,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         WeightsError: the file is missing, damaged or of another kind, or reading it would need
             code to be run, or there is no tensor in it.
+        BackendError: protobuf, which a .caffemodel needs, is not installed.
     """
     _check_kind(path)
-    content = read_weights(path) if _is_safetensors(path) else _read_torch(path)
+    content = _read(path)
     found = _unwrapped(content)
     state = {_printable(name): value for name, value in found.items() if is_weight(str(name))}
     tensors = [name for name, value in state.items() if isinstance(value, Tensor)]
@@ -152,8 +121,9 @@ def recognise(state: Mapping[str, Any], path: Path, model: str) -> Layout:
     Raises:
         WeightsError: the layout is not known, or it is not one of that model.
     """
+    suffix = path.suffix.lower()
     found = (layout for layout in LAYOUTS if any(re.match(layout.mark, name) for name in state))
-    layout = next(found, None)
+    layout = next((each for each in found if not each.files or suffix in each.files), None)
     if layout is None:
         known = ", ".join(layout.name for layout in LAYOUTS if layout.models)
         names = ", ".join(list(state)[:SHOWN])
@@ -172,6 +142,38 @@ def recognise(state: Mapping[str, Any], path: Path, model: str) -> Layout:
     return layout
 
 
+def refit(state: Mapping[str, Any], layout: Layout, spec: ModelSpec) -> dict[str, Any]:
+    """The state dict of a trunk that sees our model's pixels and finds what it found in its own.
+
+    Its first convolution is linear, and so is the change from one normalisation to another: the
+    kernels take up the scales and the order of the channels, the biases the means. At the border
+    the padding, 0, then stands for our mean.
+
+    Args:
+        state: of `read_checkpoint`.
+        layout: of `recognise`; one without `pixels` leaves the state as it is.
+        spec: of the model that it is to become.
+    """
+    refitted = dict(state)
+    if layout.pixels is None:
+        return refitted
+    names = [f"{layout.pixels.layer}.{kind}" for kind in ("weight", "bias")]
+    weight, bias = (state.get(name) for name in names)
+    if not isinstance(weight, Tensor) or not isinstance(bias, Tensor):
+        return refitted  # which `fill` then tells
+    if bias.ndim != 1 or weight.shape != (*bias.shape, 3, 3, 3):
+        return refitted
+    swapped = layout.pixels.rgb != spec.rgb
+    kernel = weight.double().flip(1) if swapped else weight.double()
+    theirs = [torch.tensor(v, dtype=torch.float64) for v in (layout.pixels.mean, layout.pixels.std)]
+    mean, std = (values.flip(0) if swapped else values for values in theirs)
+    kernel = kernel / std[:, None, None]
+    ours = torch.tensor(spec.mean, dtype=torch.float64) - mean
+    refitted[names[0]] = kernel * torch.tensor(spec.std, dtype=torch.float64)[:, None, None]
+    refitted[names[1]] = bias.double() + kernel.sum(dim=(2, 3)) @ ours
+    return refitted
+
+
 def fill(network: nn.Module, state: Mapping[str, Any], layout: Layout, path: Path) -> Report:
     """Put the tensors that fit, as float32, into `network`; what finds none stays as it is.
 
@@ -183,21 +185,23 @@ def fill(network: nn.Module, state: Mapping[str, Any], layout: Layout, path: Pat
 
     Raises:
         WeightsError: a tensor that fits is not of floating point, not finite, or a variance below
-            0, whose root the norm takes.
+            0, whose root the norm takes. Nothing is changed then.
     """
-    fitting, report = _match(network, state, layout)
+    own = _own_tensors(network, layout)
+    fitting, report = _match(own, state, layout)
     for name, tensor in fitting.items():
         dense = tensor.layout == torch.strided and not tensor.is_meta
         if not dense or not tensor.is_floating_point():
             raise WeightsError(
                 f"{path}: {name} must be a dense tensor of floating point, got {tensor.dtype}"
             )
-        fitting[name] = tensor.float()
-        if not torch.isfinite(fitting[name]).all():
+        single = tensor.float()
+        if not torch.isfinite(single).all():
             raise WeightsError(f"{path}: {name} has values that are not finite")
-        if name.endswith("running_var") and (fitting[name] < 0).any():
+        if name.endswith("running_var") and (single < 0).any():
             raise WeightsError(f"{path}: {name} has values below 0, which no variance has")
-    network.load_state_dict(fitting, strict=False)
+    for name, tensor in fitting.items():
+        own[name].copy_(tensor)
     return report
 
 
@@ -207,29 +211,44 @@ def models_that_fit(state: Mapping[str, Any], layout: Layout) -> list[str]:
     for name in layout.models:
         with torch.device("meta"):  # shapes alone
             network = create(name)
-        if _match(network, state, layout)[1].complete:
+        if _match(_own_tensors(network, layout), state, layout)[1].complete:
             names.append(name)
     return names
 
 
+def _own_tensors(network: nn.Module, layout: Layout) -> dict[str, Tensor]:
+    """The network's tensors by name; those that are several of the layout's, block by block."""
+    own = {}
+    for name, tensor in network.state_dict().items():
+        if is_weight(name):
+            count = layout.counts.get(name.rpartition(".")[0], 1)
+            blocks = tensor.chunk(count) if count > 1 else (tensor,)
+            for block, rows in enumerate(blocks):
+                own[_block_name(Rows(name, block, count))] = rows
+    return own
+
+
+def _block_name(rows: Rows) -> str:
+    return rows.name if rows.count == 1 else f"{rows.name}[{rows.block + 1}/{rows.count}]"
+
+
 def _match(
-    network: nn.Module, state: Mapping[str, Any], layout: Layout
+    own: Mapping[str, Tensor], state: Mapping[str, Any], layout: Layout
 ) -> tuple[dict[str, Tensor], Report]:
     """The tensors whose name and shape are those of the network's, and the report."""
-    expected = {name: t for name, t in network.state_dict().items() if is_weight(name)}
     fitting: dict[str, Tensor] = {}
     unexpected = []
     wrong_shape = {}
     for theirs, tensor in state.items():
-        name = layout.rename(theirs)
-        if name not in expected or not isinstance(tensor, Tensor):
+        name = _block_name(layout.place(theirs))
+        if name not in own or not isinstance(tensor, Tensor):
             unexpected.append(theirs)
-        elif tensor.shape != expected[name].shape:
-            shapes = {"expected": list(expected[name].shape), "found": list(tensor.shape)}
+        elif tensor.shape != own[name].shape:
+            shapes = {"expected": list(own[name].shape), "found": list(tensor.shape)}
             wrong_shape[name] = shapes
         else:
             fitting[name] = tensor
-    missing = tuple(n for n in expected if n not in fitting and n not in wrong_shape)
+    missing = tuple(n for n in own if n not in fitting and n not in wrong_shape)
     return fitting, Report(layout.name, len(fitting), missing, tuple(unexpected), wrong_shape)
 
 
@@ -240,8 +259,22 @@ def _check_kind(path: Path) -> None:
             raise WeightsError(f"{path}: the name of a TensorFlow checkpoint; {WRAP}")
         raise WeightsError(f"{path}: {'a folder, not a file' if path.is_dir() else 'no such file'}")
     for pattern, text in OTHER_FILES.items():
-        if re.fullmatch(pattern, path.suffix, re.IGNORECASE):
+        if re.search(f"(?:{pattern})$", path.name, re.IGNORECASE):
             raise WeightsError(f"{path}: {text}")
+
+
+def _read(path: Path) -> Any:
+    """What is in the file, by its kind."""
+    match path.suffix.lower():
+        case ".caffemodel":
+            return _as_tensors(read_caffemodel(path))
+        case ".npz":
+            return _as_tensors(read_npz(path))
+    return read_weights(path) if _is_safetensors(path) else _read_torch(path)
+
+
+def _as_tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 def _is_safetensors(path: Path) -> bool:

@@ -6,25 +6,26 @@ import os
 import pickle
 import zipfile
 from collections import OrderedDict
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from caffe_files import caffemodel
 from safetensors.torch import save_file
+from seeded import seed_weights, seeded_values, uniform
+from test_structured import released_blobs
 from torch import Tensor, nn
 
 from fastpose.errors import WeightsError
-from fastpose.models import create
-from fastpose.models.foreign import (
-    LAYOUTS,
-    Layout,
-    fill,
-    models_that_fit,
-    read_checkpoint,
-    recognise,
-)
+from fastpose.models import create, model_spec
+from fastpose.models.foreign import fill, models_that_fit, read_checkpoint, recognise, refit
+from fastpose.models.layouts import LAYOUTS, Layout
+from fastpose.models.structured import Structured
 
 
 def tensors() -> dict[str, Tensor]:
@@ -195,7 +196,11 @@ def test_a_damaged_safetensors_file(tmp_path: Path) -> None:
         ("snapshot_350.ckpt.index", "a part of a TensorFlow checkpoint; export it to ONNX"),
         ("snapshot_350.ckpt.meta", "a part of a TensorFlow checkpoint; export it to ONNX"),
         ("graph.pb", "a part of a TensorFlow checkpoint; export it to ONNX"),
-        ("pose.caffemodel", "a part of a Caffe model; export it to ONNX"),
+        ("pose_deploy.prototxt", "the text of a Caffe net, which has no weights; those are in a"),
+        ("pose_iter_10.solverstate", "the state of a Caffe solver; the .caffemodel saved with it"),
+        ("pose_iter_10.solverstate.h5", "the state of a Caffe solver; the .caffemodel saved with"),
+        ("pose.caffemodel.h5", "weights of Caffe in HDF5; save the net without HDF5, or its blobs"),
+        ("vgg16.npy", "one array, or a pickled dict of them; save the blobs by numpy.savez"),
         ("model.H5", "a Keras or TensorFlow Lite model; export it to ONNX"),
     ],
 )
@@ -250,18 +255,225 @@ def test_names_of_a_file_cannot_break_a_line(tmp_path: Path) -> None:
 
 # Recognising
 
+# Names and shapes of published networks, written down here from the code that builds them.
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def conv(name: str, cin: int, cout: int, kernel: int = 1, *, bias: bool = True) -> Shapes:
+    weight = {f"{name}.weight": (cout, cin, kernel, kernel)}
+    return weight | ({f"{name}.bias": (cout,)} if bias else {})
+
+
+def norm(name: str, channels: int) -> Shapes:
+    kinds = ("weight", "bias", "running_mean", "running_var")
+    return {f"{name}.{kind}": (channels,) for kind in kinds}
+
+
+def row(names: str, channels: list[int], kernels: list[int]) -> Shapes:
+    """Convolutions one behind the other, of names with their numbers from 1."""
+    shapes: Shapes = {}
+    for i, kernel in enumerate(kernels):
+        shapes |= conv(names.format(i + 1), channels[i], channels[i + 1], kernel)
+    return shapes
+
+
+def vgg(blocks: tuple[int, ...], name: str = "conv{}_{}") -> Shapes:
+    """Its convolutions as in Caffe."""
+    shapes: Shapes = {}
+    cin = 3
+    for block, count in enumerate(blocks, 1):
+        for layer in range(1, count + 1):
+            cout = min(32 * 2**block, 512)
+            shapes |= conv(name.format(block, layer), cin, cout, 3)
+            cin = cout
+    return shapes
+
+
+def caffe_vgg(blocks: tuple[int, ...]) -> Shapes:
+    fully = {"fc6.weight": (4096, 25088), "fc6.bias": (4096,), "fc8.bias": (1000,)}
+    return vgg(blocks) | fully
+
+
+def torchvision_vgg(blocks: tuple[int, ...]) -> Shapes:
+    features = {16: (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28),
+                19: (0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28, 30, 32, 34)}  # fmt: skip
+    places = features[sum(blocks) + 3]
+    shapes = list(vgg(blocks).values())
+    state = {f"features.{n}.weight": shapes[2 * i] for i, n in enumerate(places)}
+    state |= {f"features.{n}.bias": shapes[2 * i + 1] for i, n in enumerate(places)}
+    return state | {"classifier.0.weight": (4096, 25088), "classifier.0.bias": (4096,)}
+
+
+def cpm(maps: int, stages: int) -> Shapes:
+    wide = [9, 9, 9, 5, 9, 1, 1]
+    shapes = row("conv{}_stage1", [3, 128, 128, 128, 32, 512, 512, maps], wide)
+    shapes |= row("conv{}_stage2", [3, 128, 128, 128, 32], wide[:4])
+    for stage in range(2, stages + 1):
+        if stage > 2:
+            shapes |= conv(f"conv1_stage{stage}", 128, 32, 5)
+        channels = [33 + maps, 128, 128, 128, 128, maps]
+        shapes |= row(f"Mconv{{}}_stage{stage}", channels, [11, 11, 11, 1, 1])
+    return shapes
+
+
+def cpm_on_vgg(deeper: Shapes, features: int, maps: int, stages: int, centred: int) -> Shapes:
+    shapes = vgg((2, 2, 4)) | deeper
+    for stage in range(2, stages + 1):
+        channels = [features + maps + centred, *[128] * 6, maps]
+        shapes |= row(f"Mconv{{}}_stage{stage}", channels, [7, 7, 7, 7, 7, 1, 1])
+    return shapes
+
+
+def cpm_vgg() -> Shapes:
+    deeper = row("conv4_{}", [256, 512, 512], [3, 3])
+    for layer, cin, cout in (
+        (3, 512, 256),
+        (4, 256, 256),
+        (5, 256, 256),
+        (6, 256, 256),
+        (7, 256, 128),
+    ):
+        deeper |= conv(f"conv4_{layer}_CPM", cin, cout, 3)
+    deeper |= conv("conv5_1_CPM", 128, 512) | conv("conv5_2_CPM", 512, 15)
+    return cpm_on_vgg(deeper, 128, 15, 6, 1)
+
+
+def cpm_person() -> Shapes:
+    deeper = row("conv4_{}", [256, 512, 512, 512, 512], [3] * 4) | conv("conv5_1", 512, 512, 3)
+    deeper |= conv("conv5_2_CPM", 512, 128, 3)
+    deeper |= conv("conv6_1_CPM", 128, 512) | conv("conv6_2_CPM", 512, 1)
+    return cpm_on_vgg(deeper, 128, 1, 4, 0)
+
+
+def mmpose_cpm(maps: int = 16) -> Shapes:
+    def unit(name: str, cin: int, cout: int, kernel: int) -> Shapes:
+        return conv(f"{name}.conv", cin, cout, kernel, bias=False) | norm(f"{name}.bn", cout)
+
+    shapes: Shapes = {}
+    for branch in ("stem", "middle"):
+        for place, cin in zip((0, 2, 4), (3, 128, 128), strict=True):
+            shapes |= unit(f"{branch}.{place}", cin, 128, 9)
+    for place, cin, cout, kernel in ((6, 128, 32, 5), (7, 32, 512, 9), (8, 512, 512, 1)):
+        shapes |= unit(f"stem.{place}", cin, cout, kernel)
+    shapes |= conv("stem.9.conv", 512, maps)
+    for stage in range(5):
+        for place, cin in enumerate((32 + maps, 128, 128)):
+            shapes |= unit(f"cpm_stages.{stage}.model.{place}", cin, 128, 11)
+        shapes |= unit(f"middle_conv.{stage}.0", 128, 32, 5)
+        shapes |= unit(f"out_convs.{stage}.0", 128, 128, 1)
+        shapes |= conv(f"out_convs.{stage}.1.conv", 128, maps)
+    return {f"backbone.{name}": shape for name, shape in shapes.items()}
+
+
+def pytorch_pose(stacks: int, joints: int = 16) -> Shapes:
+    def unit(name: str, cin: int, mid: int) -> Shapes:
+        shapes = norm(f"{name}.bn1", cin) | conv(f"{name}.conv1", cin, mid)
+        shapes |= norm(f"{name}.bn2", mid) | conv(f"{name}.conv2", mid, mid, 3)
+        shapes |= norm(f"{name}.bn3", mid) | conv(f"{name}.conv3", mid, 2 * mid)
+        return shapes | (conv(f"{name}.downsample.0", cin, 2 * mid) if cin != 2 * mid else {})
+
+    shapes = conv("conv1", 3, 64, 7) | norm("bn1", 64)
+    shapes |= unit("layer1.0", 64, 64) | unit("layer2.0", 128, 128) | unit("layer3.0", 256, 128)
+    for stack in range(stacks):
+        for level in range(4):
+            for place in range(4 if level == 0 else 3):
+                shapes |= unit(f"hg.{stack}.hg.{level}.{place}.0", 256, 128)
+        shapes |= unit(f"res.{stack}.0", 256, 128)
+        shapes |= conv(f"fc.{stack}.0", 256, 256) | norm(f"fc.{stack}.1", 256)
+        shapes |= conv(f"score.{stack}", 256, joints)
+        if stack < stacks - 1:
+            shapes |= conv(f"fc_.{stack}", 256, 256) | conv(f"score_.{stack}", joints, 256)
+    return shapes
+
+
+def structured() -> Shapes:
+    """The layers of the released net for LSP, as `test_structured` has them."""
+    with torch.device("meta"):
+        blobs = released_blobs(create("structured-lsp"))
+    kinds = ("weight", "bias", "running_mean", "running_var")
+    return {
+        f"{layer}.{kind}": tuple(tensor.shape)
+        for layer, tensors in blobs.items()
+        for kind, tensor in zip(kinds, tensors, strict=False)
+    }
+
+
+def empty(shapes: Shapes) -> dict[str, Tensor]:
+    return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+
+
+VGG16, VGG19 = (2, 2, 3, 3, 3), (2, 2, 4, 4, 4)
+
 
 @pytest.mark.parametrize(
-    ("name", "layout"),
+    ("file", "shapes", "layout", "models"),
     [
-        ("global_net.predict.3.5.weight", "pytorch-cpn"),
-        ("layer4.2.conv3.weight", "torchvision ResNet"),
-        ("backbone.layer4.2.conv3.weight", "OpenMMLab ResNet"),
+        ("f.caffemodel", lambda: cpm(10, 4), "CPM release", ["cpm-flic"]),
+        ("f.npz", lambda: cpm(15, 6), "CPM release", ["cpm-lsp"]),
+        ("f.pth.tar", lambda: cpm(15, 6), "CPM with Caffe's names", ["cpm-lsp"]),
+        ("f.caffemodel", cpm_vgg, "CPM release on VGG-19", ["cpm-vgg"]),
+        ("f.caffemodel", cpm_person, "CPM release, persons", ["cpm-person"]),
+        ("f.pth", mmpose_cpm, "mmpose CPM", ["cpm-bn"]),
+        ("f.pth", lambda: mmpose_cpm(17), "mmpose CPM", []),  # COCO's joints
+        ("f.pth.tar", lambda: pytorch_pose(2), "pytorch-pose", ["hourglass2"]),
+        ("f.pth.tar", lambda: pytorch_pose(8), "pytorch-pose", ["hourglass8"]),
+        ("f.pth.tar", lambda: pytorch_pose(1), "pytorch-pose", []),
+        ("f.caffemodel", structured, "StructuredFeature", ["structured-lsp"]),
+        ("f.pth", structured, "StructuredFeature", ["structured-lsp"]),
     ],
 )
-def test_layouts_that_fit(name: str, layout: str) -> None:
-    state = {"resnet.conv1.weight": 0, name: 0}
-    assert recognise(state, Path("f.pth"), "cpn101").name == layout
+def test_published_networks_fit_wholly(
+    file: str, shapes: Callable[[], Shapes], layout: str, models: list[str]
+) -> None:
+    state = empty(shapes())
+    expected = next(each for each in LAYOUTS if each.name == layout)
+    found = recognise(state, Path(file), expected.models[0])
+    assert found is expected
+    assert models_that_fit(state, found) == models
+
+
+@pytest.mark.parametrize(
+    ("shapes", "layout", "model", "taken", "unexpected"),
+    [
+        (lambda: caffe_vgg(VGG16), "Caffe VGG-16", "structured-lsp", 13, 0),
+        (lambda: caffe_vgg(VGG16), "Caffe VGG-16", "structured-flic", 13, 0),
+        (lambda: torchvision_vgg(VGG16), "torchvision VGG-16", "structured-lsp", 13, 0),
+        (lambda: torchvision_vgg(VGG16), "torchvision VGG-16", "structured-flic", 13, 0),
+        # of conv4 and conv5 the CPMs have but some as they are in VGG-19
+        (lambda: caffe_vgg(VGG19), "Caffe VGG-19", "cpm-vgg", 10, 6),
+        (lambda: torchvision_vgg(VGG19), "torchvision VGG-19", "cpm-vgg", 10, 6),
+        (lambda: caffe_vgg(VGG19), "Caffe VGG-19", "cpm-person", 13, 3),
+        (lambda: torchvision_vgg(VGG19), "torchvision VGG-19", "cpm-person", 13, 3),
+    ],
+)
+def test_published_trunks_fit_in_part(
+    shapes: Callable[[], Shapes], layout: str, model: str, taken: int, unexpected: int
+) -> None:
+    state = shapes()
+    found = recognise(state, Path("f.pth"), model)
+    assert found.name == layout
+    with torch.device("meta"):
+        own = create(model).state_dict()
+    fitting = [
+        name
+        for name, shape in state.items()
+        if (ours := found.place(name).name) in own and tuple(own[ours].shape) == shape
+    ]
+    assert len(fitting) == 2 * taken
+    convolutions = [name for name in state if name.startswith(("conv", "features"))]
+    assert len(convolutions) == 2 * (taken + unexpected)
+
+
+@pytest.mark.parametrize("prefix", ["", "backbone."])
+def test_a_resnet_has_the_names_of_every_cpn(prefix: str) -> None:
+    for model in ("cpn50", "cpn101", "cpn50-tf", "cpn101-tf", "cpn50-384", "cpn101-384"):
+        with torch.device("meta"):
+            names = [name for name in create(model).state_dict() if name.startswith("resnet.")]
+        theirs = [prefix + name.removeprefix("resnet.") for name in names]
+        layout = recognise(dict.fromkeys(theirs), Path("f.pth"), model)
+        assert layout.name == ("OpenMMLab ResNet" if prefix else "torchvision ResNet")
+        assert [layout.place(name).name for name in theirs] == names
 
 
 @pytest.mark.parametrize(
@@ -269,16 +481,22 @@ def test_layouts_that_fit(name: str, layout: str) -> None:
     [
         ("backbone.multi_stage_mspn.0.downsample.layer1.0.conv1.weight", "mmpose MSPN"),
         ("backbone.multi_stage_rsn.0.downsample.layer1.0.conv_bn_relu1.conv.weight", "mmpose RSN"),
+        ("backbone.hourglass_modules.0.up1.0.conv1.weight", "mmpose hourglass"),
         ("stage4.0.branches.0.0.conv1.weight", "HRNet"),
         ("backbone.stage4.0.branches.0.0.conv1.weight", "HRNet"),
         ("backbone.patch_embed.proj.weight", "ViTPose"),
         ("backbone.patch_embed.projection.weight", "ViTPose"),
         ("head.cls_x.weight", "RTMPose"),
+        ("conv5_1_CPM_L1.weight", "OpenPose"),
+        ("Mconv1_stage0_L2_0.weight", "OpenPose"),
+        ("model1_1.conv5_5_CPM_L1.weight", "OpenPose"),
+        ("features.1.running_mean", "torchvision VGG with batch norm"),
     ],
 )
 def test_networks_that_are_not_ours_are_named(name: str, layout: str) -> None:
+    names = ["backbone.conv1.weight", "conv4_4_CPM.weight", name]
     with pytest.raises(WeightsError) as error:
-        recognise({"backbone.conv1.weight": 0, name: 0}, Path("f.pth"), "cpn50")
+        recognise(dict.fromkeys(names), Path("f.pth"), "cpn50")
     assert str(error.value) == (
         f"f.pth: a checkpoint of {layout}, a network that is not ours; "
         "export it to ONNX for `fastpose wrap`"
@@ -288,27 +506,17 @@ def test_networks_that_are_not_ours_are_named(name: str, layout: str) -> None:
 def test_an_unknown_layout_names_what_was_seen_and_what_is_known() -> None:
     with pytest.raises(WeightsError) as error:
         recognise(dict.fromkeys("abcd"), Path("f.pth"), "cpn50")
+    known = ", ".join(layout.name for layout in LAYOUTS if layout.models)
     assert str(error.value) == (
         "f.pth: a checkpoint of a layout that is not known (its names begin with a, b, c); "
-        "known: pytorch-cpn, torchvision ResNet, OpenMMLab ResNet"
+        f"known: {known}"
     )
+    assert known.startswith("pytorch-cpn, torchvision ResNet, OpenMMLab ResNet, CPM release, ")
 
 
 def test_a_layout_of_another_model() -> None:
     with pytest.raises(WeightsError, match=r"pytorch-cpn fits cpn50, .*, not cpn-light$"):
         recognise({"global_net.predict.0.5.weight": 0}, Path("f.pth"), "cpn-light")
-
-
-@pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if layout.models])
-def test_a_trunk_has_the_names_of_every_model_of_its_layout(layout: Layout) -> None:
-    prefix = {"torchvision ResNet": "", "OpenMMLab ResNet": "backbone."}.get(layout.name)
-    for model in layout.models:
-        with torch.device("meta"):
-            expected = create(model).state_dict()
-        names = [name for name in expected if prefix is None or name.startswith("resnet.")]
-        theirs = names if prefix is None else [prefix + n.removeprefix("resnet.") for n in names]
-        assert recognise(dict.fromkeys(theirs), Path("f.pth"), model) is layout
-        assert [layout.rename(name) for name in theirs] == names
 
 
 def test_the_models_that_a_checkpoint_fits_wholly() -> None:
@@ -318,6 +526,108 @@ def test_the_models_that_a_checkpoint_fits_wholly() -> None:
     assert models_that_fit(state, layout) == ["cpn101", "cpn101-384"]
     del state["resnet.conv1.weight"]
     assert models_that_fit(state, layout) == []
+
+
+# The published modules' own weights and outputs
+
+
+def test_an_hourglass_of_pytorch_pose_gives_its_own_maps(tmp_path: Path) -> None:
+    """As its training saves it, seeded by its own names; its maps are in the golden arrays."""
+    state = {f"module.{n}": seeded_values(n, s) for n, s in pytorch_pose(2).items()}
+    counters = {n.replace("running_var", "num_batches_tracked"): torch.tensor(5) for n in state}
+    content = {"epoch": 9, "arch": "hg", "best_acc": 0.8, "state_dict": counters | state}
+    path = saved(content, tmp_path / "model_best.pth.tar")
+    checkpoint = read_checkpoint(path)
+    layout = recognise(checkpoint, path, "hourglass2")
+    ours = create("hourglass2")
+    assert fill(ours, checkpoint, layout, path).complete
+    with torch.no_grad():
+        maps = ours(2 * uniform("image", (1, 3, 64, 128)) - 1)
+    with np.load(Path(__file__).parent.parent / "golden" / "pytorch_pose.npz") as golden:
+        for stack, result in enumerate(maps):
+            expected = golden[f"pytorch_pose.{stack}"]
+            error = np.abs(result.flatten()[::13].numpy() - expected).max()
+            assert error <= 1e-5 * np.abs(expected).max(), f"stack {stack}"
+
+
+@pytest.mark.parametrize("kind", ["caffemodel", "old caffemodel", "npz"])
+def test_the_released_structured_net_lands_in_our_joined_layers(tmp_path: Path, kind: str) -> None:
+    """Names and blobs that `test_structured` holds to the released graph's own outputs."""
+    widths = {"fcn6_channels": 8, "part_channels": 3, "transform_mid_channels": 2}
+    source, ours = Structured(14, **widths), Structured(14, **widths)
+    seed_weights(source)
+    blobs = {name: [t.numpy() for t in ts] for name, ts in released_blobs(source).items()}
+    if kind == "npz":
+        path = tmp_path / "lspmodel.npz"
+        arrays = {f"{name}/{i}": a for name, each in blobs.items() for i, a in enumerate(each)}
+        np.savez(path, **arrays)
+    else:
+        path = tmp_path / "lspmodel.caffemodel"
+        path.write_bytes(caffemodel(blobs, old="old" in kind))
+    state = read_checkpoint(path)
+    report = fill(ours, state, recognise(state, path, "structured-lsp"), path)
+    assert report.complete, report
+    for name, tensor in source.state_dict().items():
+        if "num_batches" not in name:
+            assert torch.equal(ours.state_dict()[name], tensor), name
+
+
+def test_a_block_that_is_missing_or_wrong_is_told_by_its_place() -> None:
+    widths = {"fcn6_channels": 8, "part_channels": 3, "transform_mid_channels": 2}
+    ours = Structured(14, **widths)
+    kinds = ("weight", "bias", "running_mean", "running_var")
+    seed_weights(ours)
+    state: dict[str, Any] = {
+        f"{layer}.{kind}": tensor.clone()
+        for layer, tensors in released_blobs(ours).items()
+        for kind, tensor in zip(kinds, tensors, strict=False)
+    }
+    state["fconvb27_3.bias"] = torch.ones(4)
+    del state["fconv7_7to6_step1.weight"]
+    before = ours.state_dict()["transforms.0.weight"].clone()
+    layout = recognise(state, Path("f"), "structured-lsp")
+    report = fill(ours, state, layout, Path("f"))
+    assert report.missing == ("transforms.0.weight[6/50]",)
+    assert report.wrong_shape == {"fcn7.bias[29/52]": {"expected": [3], "found": [4]}}
+    assert torch.equal(ours.state_dict()["transforms.0.weight"], before)
+
+
+@pytest.mark.parametrize("model", ["structured-lsp", "cpm-vgg", "cpm-person"])
+def test_a_trunk_of_torchvision_finds_the_same_in_our_pixels(model: str) -> None:
+    """RGB over its standard deviation there; here BGR, less 128, and for CPMs over 256."""
+    sixteen = model.startswith("structured")
+    shapes = torchvision_vgg(VGG16 if sixteen else VGG19)
+    state = {n: seeded_values(n, s) for n, s in shapes.items() if n.startswith("features")}
+    layout = recognise(state, Path("f.pth"), model)
+    spec = model_spec(model)
+    refitted = refit(state, layout, spec)
+    assert refitted.keys() == state.keys()
+    changed = {name for name in state if refitted[name] is not state[name]}
+    assert changed == {"features.0.weight", "features.0.bias"}
+
+    picture = 255 * uniform("picture", (1, 3, 12, 10))  # red first
+    mean, std = torch.tensor([123.675, 116.28, 103.53]), torch.tensor([58.395, 57.12, 57.375])
+    theirs = (picture - mean[:, None, None]) / std[:, None, None]
+    mean, std = torch.tensor(spec.mean), torch.tensor(spec.std)
+    ours = (picture.flip(1) - mean[:, None, None]) / std[:, None, None]
+    expected = F.conv2d(theirs, state["features.0.weight"], state["features.0.bias"])
+    weight, bias = (refitted[f"features.0.{kind}"].float() for kind in ("weight", "bias"))
+    torch.testing.assert_close(F.conv2d(ours, weight, bias), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("bias", [None, [1.0], torch.ones(3), torch.ones(64, 1)])
+def test_a_first_layer_that_fits_nothing_is_left_to_the_report(bias: object) -> None:
+    state = {"features.0.weight": torch.ones(64, 3, 3, 3), "features.24.weight": torch.ones(1)}
+    if bias is not None:
+        state["features.0.bias"] = bias  # type: ignore[assignment]
+    layout = recognise(state, Path("f.pth"), "structured-lsp")
+    assert refit(state, layout, model_spec("structured-lsp")) == state
+
+
+def test_other_layouts_keep_their_pixels() -> None:
+    state = {name: torch.ones(1) for name in caffe_vgg(VGG16)}
+    layout = recognise(state, Path("f.caffemodel"), "structured-lsp")
+    assert refit(state, layout, model_spec("structured-lsp")) == state
 
 
 # Filling
@@ -346,7 +656,7 @@ def test_all_is_taken_and_renamed() -> None:
     assert str(report) == "6 tensors taken"
     filled = ours.state_dict()
     for name, tensor in state.items():
-        assert torch.equal(filled[MINE.rename(name)], tensor), name
+        assert torch.equal(filled[MINE.place(name).name], tensor), name
 
 
 def test_what_does_not_match_is_reported_and_left_alone() -> None:
