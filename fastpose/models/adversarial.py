@@ -47,6 +47,7 @@ class AdversarialPoseNet(nn.Module):
         num_keypoints: K.
         stacks: number of stacks.
         channels: of the features.
+        stem: channels of the first convolution, and of the residuals before the features.
         depth: how often an hourglass halves the resolution.
         occlusion: False leaves out the second hourglasses and the occlusion maps: the
             single-task network of the paper's ablation.
@@ -60,24 +61,26 @@ class AdversarialPoseNet(nn.Module):
         num_keypoints: int = 16,
         stacks: int = 4,
         channels: int = 512,
+        stem: tuple[int, int] = (64, 128),
         depth: int = DEPTH,
         occlusion: bool = True,
     ) -> None:
         super().__init__()
-        if min(num_keypoints, stacks, depth, channels // 2) < 1 or channels % 2:
+        widths = (channels, *stem)
+        if min(num_keypoints, stacks, depth, *widths) < 1 or any(width % 2 for width in widths):
             raise ModelError(
-                "AdversarialPoseNet needs num_keypoints, stacks and depth from 1 on and an even "
-                f"number of channels, got {num_keypoints}, {stacks}, {depth} and {channels}"
+                "AdversarialPoseNet needs num_keypoints, stacks and depth from 1 on and even "
+                f"channels and stem, got {num_keypoints}, {stacks}, {depth}, {channels} and {stem}"
             )
         self.multiple = 4 * 2**depth
         self.stem = nn.Sequential(
-            nn.Conv2d(3, 64, 7, 2, padding=3),
-            nn.BatchNorm2d(64),
+            nn.Conv2d(3, stem[0], 7, 2, padding=3),
+            nn.BatchNorm2d(stem[0]),
             nn.ReLU(inplace=True),
-            Residual(64, 128),
+            Residual(stem[0], stem[1]),
             nn.MaxPool2d(2),
-            Residual(128, 128),
-            Residual(128, channels),
+            Residual(stem[1], stem[1]),
+            Residual(stem[1], channels),
         )
         self.stacks = nn.ModuleList(
             Stack(num_keypoints, channels, depth, occlusion) for _ in range(stacks)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from seeded import seed_weights, uniform
@@ -21,7 +23,9 @@ SIZE = (32, 64)  # of the image, for hourglasses of depth 2
 
 
 def generator(stacks: int = 3, occlusion: bool = True) -> AdversarialPoseNet:
-    network = AdversarialPoseNet(JOINTS, stacks, channels=32, depth=2, occlusion=occlusion)
+    network = AdversarialPoseNet(
+        JOINTS, stacks, channels=32, stem=(8, 16), depth=2, occlusion=occlusion
+    )
     seed_weights(network)
     return network.eval()
 
@@ -203,9 +207,10 @@ def test_an_image_that_does_not_fit_is_refused(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"stacks": 0}, {"channels": 31}, {"depth": 0}, {"num_keypoints": 0}]
+    "arguments",
+    [{"stacks": 0}, {"channels": 31}, {"stem": (8, 0)}, {"depth": 0}, {"num_keypoints": 0}],
 )
-def test_a_generator_that_cannot_be_built_is_refused(arguments: dict[str, int]) -> None:
+def test_a_generator_that_cannot_be_built_is_refused(arguments: dict[str, Any]) -> None:
     with pytest.raises(ModelError, match="AdversarialPoseNet needs num_keypoints, stacks and"):
         AdversarialPoseNet(**arguments)
 
