@@ -9,8 +9,8 @@ import pytest
 
 from fastpose.datasets import PoseData, Sample, open_poses, read_predictions, with_joints
 from fastpose.errors import DataError, ModelError
-from fastpose.evaluate import evaluate_model, evaluate_predictions, pck, predict_joints
-from fastpose.evaluate.joints import UNSCORED
+from fastpose.evaluate import evaluate_model, evaluate_predictions, pck, pcp, predict_joints
+from fastpose.evaluate.joints import LEEDS_STICKS, UNSCORED
 from fastpose.models.spec import ModelSpec
 from fastpose.skeleton import COCO17, FLIC9, LSP14, MPII16, Skeleton
 
@@ -56,6 +56,39 @@ def test_pck_names_joints_that_do_not_fit():
     poses = np.zeros((2, 3, 2))
     with pytest.raises(ValueError, match=r"valid must be \[2, 3\], got \[2, 4\]"):
         pck(poses, poses, reference=np.ones(2), valid=np.ones((2, 4), bool))
+
+
+def test_pcp_by_hand():
+    truth = np.array([[[0, 0], [10, 0], [10, 20]]] * 4, float)
+    predicted = truth.copy()
+    predicted[0, 1] += (3, 4)  # 5 px off: half of the first stick, a quarter of the second
+    predicted[1, 1] += (3, 4.1)  # wrong for the first alone
+    predicted[2, 2] += (0, 10.1)  # wrong for the second
+    predicted[3, 0] = np.nan  # wrong for the first
+    sticks = [([0], [1]), ([1], [2])]
+    np.testing.assert_allclose(pcp(predicted, truth, sticks), [0.5, 0.75])
+    fine = pcp(predicted, truth, sticks, threshold=0.2)
+    np.testing.assert_allclose(fine, [0.25, 0.25])
+
+
+def test_pcp_is_strict():
+    """Both ends must be right: errors that leave the middle where it was do not cancel out."""
+    truth = np.array([[[0, 0], [10, 0]]], float)
+    predicted = truth + np.array([(-6, 0), (6, 0)])
+    assert pcp(predicted, truth, [([0], [1])]).tolist() == [0]
+
+
+def test_an_end_may_be_the_mean_of_joints():
+    truth = np.array([[[-4, 0], [4, 0], [0, 30]]], float)
+    predicted = truth + np.array([(-50, 0), (50, 0), (0, 0)])
+    assert pcp(predicted, truth, [([0, 1], [2])]).tolist() == [1]
+
+
+def test_pcp_counts_sticks_whose_joints_are_all_valid():
+    truth = np.array([[[0, 0], [10, 0], [20, 0]]] * 2, float)
+    valid = np.array([[True, True, False], [False, True, False]])
+    rates = pcp(truth, truth, [([0], [1]), ([1], [2])], valid=valid)
+    np.testing.assert_array_equal(rates, [1, np.nan])
 
 
 def lsp_sample(joints, labelled=None, visible=None, image=None, size=(80, 60)):
@@ -118,6 +151,76 @@ def test_a_set_without_hidden_joints_has_no_figure_for_them():
     report = evaluate_predictions(data, person()[None])
     assert np.isnan(report.metrics["pck@0.2_occluded"])
     assert report.to_dict()["pck@0.2_occluded"] is None
+
+
+def standing():
+    """An LSP truth in which every stick is 20 px long, the head 10 px, the torso 40 px."""
+    places = {"neck": (0, 0), "head_top": (0, -10)}
+    for side, sign in (("left", 1), ("right", -1)):
+        arm = {"shoulder": (10, 0), "elbow": (10, 20), "wrist": (10, 40)}
+        leg = {"hip": (8, 40), "knee": (8, 60), "ankle": (8, 80)}
+        places |= {f"{side}_{joint}": (sign * x, y) for joint, (x, y) in (arm | leg).items()}
+    return np.array([places[name] for name in LSP14.joints], float) + 100
+
+
+def test_strict_pcp_of_the_truth_is_100_over_ten_sticks():
+    data = PoseData("lsp", LSP14, (lsp_sample(standing()), lsp_sample(standing() * 2)))
+    truth = np.stack([s.joints for s in data.samples])
+    sticks = LEEDS_STICKS.values()
+    places = [[[LSP14.joints.index(j) for j in end] for end in stick] for stick in sticks]
+    assert pcp(truth, truth, places).tolist() == [1] * 10
+    metrics = evaluate_predictions(data, truth).metrics
+    kinds = ("torso", "head", "upper_arm", "lower_arm", "upper_leg", "lower_leg")
+    assert {name for name in metrics if name.startswith("pcp")} == {
+        "pcp@0.5",
+        *(f"pcp@0.5_{kind}" for kind in kinds),
+    }
+    assert all(metrics[f"pcp@0.5_{kind}"] == 100 for kind in kinds)
+    assert metrics["pcp@0.5"] == 100
+
+
+def test_pcp_of_leeds_by_hand():
+    data = PoseData("lsp", LSP14, (lsp_sample(standing()), lsp_sample(standing())))
+    predicted = np.stack([standing(), standing()])
+    moved = dict(zip(LSP14.joints, predicted[0], strict=True))  # views of the first person
+    moved["left_elbow"] += (10.5, 0)  # both arm sticks of the left side
+    moved["head_top"] += (5.5, 0)
+    moved["right_ankle"] += (9.5, 0)  # right
+    moved["left_hip"] += (0, 44)  # the mean of the hips is 22 off: the torso, and the upper leg
+    metrics = evaluate_predictions(data, predicted).metrics
+    rates = {"torso": 50, "head": 50, "upper_arm": 75, "lower_arm": 75}
+    rates |= {"upper_leg": 75, "lower_leg": 100}
+    for kind, rate in rates.items():
+        assert metrics[f"pcp@0.5_{kind}"] == rate
+    assert metrics["pcp@0.5"] == pytest.approx(100 * (20 - 5) / 20)
+
+
+def test_a_stick_without_its_joints_is_left_out():
+    data = PoseData("lsp", LSP14, (lsp_sample(standing()),))
+    data = with_joints(data, MPII16)  # which has no "neck"
+    metrics = evaluate_predictions(data, data.samples[0].joints[None]).metrics
+    assert "pcp@0.5_head" not in metrics
+    assert metrics["pcp@0.5_torso"] == metrics["pcp@0.5"] == 100
+
+
+def test_pcp_of_flic_is_that_of_the_arms():
+    joints = np.zeros((9, 2), np.float32)
+    joints[[1, 4]] = (0, 20)  # elbows
+    joints[[2, 5]] = (0, 40)  # wrists
+    joints[7] = (0, 50)
+    every = np.ones(9, bool)
+    wristless = every.copy()
+    wristless[2] = False
+    samples = tuple(
+        Sample("a.jpg", (480, 720), joints, labelled, labelled) for labelled in (every, wristless)
+    )
+    predicted = np.stack([joints, joints])
+    predicted[1, 4] += (10.5, 0)  # right elbow
+    predicted[1, 8] += 300  # the head is no end of an arm
+    metrics = evaluate_predictions(PoseData("flic", FLIC9, samples), predicted).metrics
+    assert metrics["pcp@0.5_upper_arm"] == 75
+    assert metrics["pcp@0.5_lower_arm"] == 75  # of the left ones one counts
+    assert metrics["pcp@0.5"] == 75
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from fastpose.evaluate.coco import (
     listed_boxes,
     people_results,
 )
-from fastpose.evaluate.joints import correct, evaluate_predictions, pck
+from fastpose.evaluate.joints import correct, evaluate_predictions, pck, pcp
 from fastpose.evaluate.model import evaluate_model, predict_joints, predict_people
 from fastpose.evaluate.report import Report
 
@@ -30,6 +30,7 @@ __all__ = [
     "evaluate_results",
     "listed_boxes",
     "pck",
+    "pcp",
     "people_results",
     "predict_joints",
     "predict_people",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,25 @@ PARTS = {
     **{
         part: (f"left_{part}", f"right_{part}")
         for part in ("shoulder", "elbow", "wrist", "hip", "knee", "ankle")
+    },
+}
+
+Stick: TypeAlias = "tuple[tuple[str, ...], tuple[str, ...]]"
+"""The two ends of a part of the body, each the mean of some joints."""
+
+ARM_STICKS: dict[str, Stick] = {
+    f"{side}_{part}": ((f"{side}_{above}",), (f"{side}_{below}",))
+    for side in ("left", "right")
+    for part, above, below in (("upper_arm", "shoulder", "elbow"), ("lower_arm", "elbow", "wrist"))
+}
+LEEDS_STICKS: dict[str, Stick] = {
+    "torso": (PARTS["shoulder"], PARTS["hip"]),
+    "head": (("neck",), ("head_top",)),
+    **ARM_STICKS,
+    **{
+        f"{side}_{part}": ((f"{side}_{above}",), (f"{side}_{below}",))
+        for side in ("left", "right")
+        for part, above, below in (("upper_leg", "hip", "knee"), ("lower_leg", "knee", "ankle"))
     },
 }
 
@@ -81,6 +100,47 @@ def correct(
     return np.hypot(difference[..., 0], difference[..., 1]) <= threshold * reference[:, None]
 
 
+def pcp(
+    predicted: npt.NDArray[np.floating],
+    truth: npt.NDArray[np.floating],
+    sticks: Sequence[tuple[Sequence[int], Sequence[int]]],
+    *,
+    threshold: float = 0.5,
+    valid: npt.NDArray[np.bool_] | None = None,
+) -> Doubles:
+    """Percentage of correct parts, as a share, for each stick, in its strict form.
+
+    A stick is right when each of its ends, not their mean alone, lies within `threshold` times its
+    true length of its true place (Ferrari, Marin-Jimenez, Zisserman, Progressive Search Space
+    Reduction for Human Pose Estimation, CVPR 2008). A prediction of NaN is wrong.
+
+    Args:
+        predicted: [N, K, 2] (x, y) in pixels.
+        truth: [N, K, 2], same order of joints.
+        sticks: for each the joints whose mean is its one end, and those of its other end.
+        threshold: share of the stick's length.
+        valid: [N, K] which joints count; None counts all. A stick needs all of its own.
+
+    Returns:
+        [sticks] from 0 to 1; NaN for one that is nowhere valid.
+
+    Raises:
+        ValueError: the shapes do not fit each other.
+    """
+    valid = np.ones(truth.shape[:2], bool) if valid is None else valid
+    rates = np.empty(len(sticks))
+    for index, ends in enumerate(sticks):
+        found, true = (
+            np.stack([joints[:, list(end)].astype(np.float64).mean(axis=1) for end in ends], axis=1)
+            for joints in (predicted, truth)
+        )
+        length = np.linalg.norm(true[:, 0] - true[:, 1], axis=1)
+        right = correct(found, true, reference=length, threshold=threshold).all(axis=1)
+        counted = valid[:, [*ends[0], *ends[1]]].all(axis=1)
+        rates[index] = _mean(np.asarray(right)[counted])
+    return rates
+
+
 def evaluate_predictions(data: PoseData, predicted: npt.NDArray[np.floating]) -> Report:
     """The figures by which a data set is compared: PCKh for MPII, PCK for the others.
 
@@ -116,7 +176,8 @@ def leeds_report(data: PoseData, predicted: npt.NDArray[np.floating]) -> Report:
 
     Returns:
         pck@0.2; pck@0.2_limbs, without neck and head top; pck@0.2_occluded, over all joints that
-        are labelled and cannot be seen, taken together; pck@0.1.
+        are labelled and cannot be seen, taken together; pck@0.1; pcp@0.5, strict, the mean of the
+        ten sticks, and pcp@0.5_torso ... pcp@0.5_lower_leg, the means of both sides.
     """
     scored = _score(data, predicted, _torsos(data))
     hidden = scored.valid & ~np.stack([s.visible for s in data.samples])
@@ -127,6 +188,7 @@ def leeds_report(data: PoseData, predicted: npt.NDArray[np.floating]) -> Report:
         "pck@0.2_limbs": _mean(rates[limbs]),
         "pck@0.2_occluded": 100 * _mean(scored.right(0.2)[hidden]),
         "pck@0.1": _mean(scored.rates(0.1)),
+        **_pcp_metrics(data, predicted, LEEDS_STICKS),
     }
     return scored.report(data, metrics, rates, "PCK by the torso of the truth, mean of the joints")
 
@@ -184,7 +246,8 @@ def flic_report(data: PoseData, predicted: npt.NDArray[np.floating]) -> Report:
 
     Returns:
         pck@0.2, the mean of the rates of the joints; pck@0.2_elbow and _wrist, the means of both
-        sides; the same at 0.1 and 0.05 of the torso.
+        sides; the same at 0.1 and 0.05 of the torso; pcp@0.5, strict, the mean of upper and lower
+        arms, and pcp@0.5_upper_arm and _lower_arm.
     """
     scored = _score(data, predicted, _torsos(data))
     metrics = {}
@@ -193,6 +256,7 @@ def flic_report(data: PoseData, predicted: npt.NDArray[np.floating]) -> Report:
         metrics[f"pck@{threshold}"] = _mean(rates)
         for part in ("elbow", "wrist"):
             metrics[f"pck@{threshold}_{part}"] = _part(rates, data.skeleton.joints, part)
+    metrics |= _pcp_metrics(data, predicted, ARM_STICKS)
     rule = "PCK by the torso of the truth, mean of the joints"
     return scored.report(data, metrics, scored.rates(0.2), rule)
 
@@ -252,6 +316,24 @@ def _torsos(data: PoseData) -> Doubles:
     joints = np.stack([s.joints[ends] for s in data.samples]).astype(np.float64)
     known = np.stack([s.labelled[ends] for s in data.samples]).all(axis=1)
     return np.where(known, np.linalg.norm(joints[:, 0] - joints[:, 1], axis=1), np.nan)
+
+
+def _pcp_metrics(
+    data: PoseData, predicted: npt.NDArray[np.floating], sticks: dict[str, Stick]
+) -> dict[str, float]:
+    """pcp@0.5 of all sticks whose joints the set has, then of each kind of stick."""
+    names = data.skeleton.joints
+    known = {name: (a, b) for name, (a, b) in sticks.items() if {*a, *b} <= set(names)}
+    rates = 100 * pcp(
+        predicted,
+        np.stack([s.joints for s in data.samples]),
+        [([*map(names.index, a)], [*map(names.index, b)]) for a, b in known.values()],
+        valid=np.stack([s.labelled for s in data.samples]),
+    )
+    kinds = [name.removeprefix("left_").removeprefix("right_") for name in known]
+    of_kind = {kind: rates[[k == kind for k in kinds]] for kind in kinds}
+    parts = {f"pcp@0.5_{kind}": _mean(both) for kind, both in of_kind.items()}
+    return {"pcp@0.5": _mean(rates), **parts}
 
 
 def _part(rates: Doubles, names: Sequence[str], part: str) -> float:
