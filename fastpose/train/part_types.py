@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastpose.datasets import PoseData, observer_centric, open_poses
+from fastpose.datasets import PoseData, observer_centric, open_poses, with_joints
 from fastpose.errors import BackendError, FastposeError, ModelError
 from fastpose.models.parts import PART_TREES, PartTree, part_tree
 from fastpose.skeleton import skeleton
@@ -55,7 +55,8 @@ def find_types(
         [P, types, 2] centres (x, y) in cells of 8 pixels, by rising x, then y.
 
     Raises:
-        ModelError: the data lacks a joint that a part is made of, or people for so many types.
+        ModelError: fewer people than types have some part.
+        DataError: the data has none of the tree's joints.
         BackendError: scikit-learn is not installed.
     """
     try:
@@ -72,7 +73,9 @@ def find_types(
     for part, name in enumerate(tree.parts):
         known = offsets[np.isfinite(offsets[:, part]).all(axis=1), part]
         if len(known) < types:
-            raise ModelError(f"{tree.name}: {types} types of {name} need as many people")
+            raise ModelError(
+                f"{tree.name}: {len(known)} people have {name}, too few for {types} types"
+            )
         found = KMeans(
             types, init="random", n_init=restarts, max_iter=10_000, tol=0.0, random_state=seed
         ).fit(known)
@@ -83,27 +86,15 @@ def find_types(
 
 def _offsets(tree: PartTree, data: PoseData, size: int, mirrored: bool) -> Doubles:
     """[N, P, 2] in cells, of all people or of their mirror images; NaN where not known."""
+    data = with_joints(data, skeleton(tree.skeleton))
     joints = np.stack([s.joints for s in data.samples]).astype(np.float64)
     labelled = np.stack([s.labelled for s in data.samples])
     if mirrored:
         order = data.skeleton.flip_order()
         joints, labelled = joints[:, order] * (-1, 1), labelled[:, order]
-    parts, _ = tree.joints_to_parts(*_in_order_of(tree, data, joints, labelled))
+    parts, _ = tree.joints_to_parts(joints, labelled)
     cells = np.array([_longer_side(data, i) for i in range(len(data))]) * STRIDE / size
     return np.asarray(tree.offsets(parts / cells[:, None, None]), np.float64)
-
-
-def _in_order_of(
-    tree: PartTree, data: PoseData, joints: Doubles, labelled: npt.NDArray[np.bool_]
-) -> tuple[Doubles, npt.NDArray[np.bool_]]:
-    """Joints in the order of the tree's skeleton; those that no part is made of may be missing."""
-    wanted, names = skeleton(tree.skeleton).joints, data.skeleton.joints
-    used = (tree.weights != 0).any(axis=0).tolist()
-    lost = [name for name, u in zip(wanted, used, strict=True) if u and name not in names]
-    if lost:
-        raise ModelError(f"{tree.name}: {data.name} has no {', '.join(lost)}")
-    places = [names.index(name) if name in names else -1 for name in wanted]
-    return joints[:, places], labelled[:, places] & (np.array(places) >= 0)
 
 
 def _longer_side(data: PoseData, index: int) -> float:

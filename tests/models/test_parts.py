@@ -446,9 +446,9 @@ def test_what_types_cannot_be_found_of_is_named():
     from fastpose.train.part_types import find_types
 
     data = film_frames(arms([(80, 0)]))
-    with pytest.raises(ModelError, match=r"lsp26: flic has no right_ankle, .*neck, head_top"):
+    with pytest.raises(ModelError, match="lsp26: 0 people have head_top, too few for 13 types"):
         find_types(LSP26, data)
-    with pytest.raises(ModelError, match="3 types of head need as many people"):
+    with pytest.raises(ModelError, match="flic18: 2 people have head, too few for 3 types"):
         find_types(FLIC18, data, types=3)
 
 
