@@ -101,6 +101,9 @@ class Cascade(nn.Module):
         """`forward` stops at the coarse maps, for the phase of training that needs no others."""
         self.multiple = max(self.coarse.stride, SNAP) if fine else self.coarse.stride
         self.apply(_initialise)
+        for head in (self.coarse.head[-1], self.fine.head if self.fine else None):
+            if head is not None:  # maps start near 0, which most of their cells shall be
+                nn.init.normal_(head.weight, std=0.01)
 
     def forward(self, image: Tensor, centres: Tensor | None = None) -> CascadeMaps:
         """[N, 3, h, w] -> coarse and fine maps, and where the windows lie.
