@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastpose import ops
-from fastpose.geometry import Doubles, boxes_to_affines
+from fastpose.geometry import Doubles, boxes_to_affines, compose
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -211,6 +211,7 @@ class Augmentation:
             joints lie outside the window and must score low.
         gain: each channel is multiplied by a number from 1 - gain to 1 + gain.
         grey: share of views without colour.
+        shear: largest shear, uniform: by so many pixels to the side for each pixel down.
     """
 
     rotation: float = 30.0
@@ -221,6 +222,7 @@ class Augmentation:
     half_body: float = 0.15
     gain: float = 0.4
     grey: float = 0.1
+    shear: float = 0.0
 
 
 def augment_boxes(
@@ -232,7 +234,7 @@ def augment_boxes(
     padding: float | tuple[float, float],
     convention: str,
 ) -> tuple[Doubles, npt.NDArray[np.bool_]]:
-    """Random views round boxes: rotation, zoom, shift and mirror in one affine each.
+    """Random views round boxes: rotation, zoom, shift, shear and mirror in one affine each.
 
     Returns:
         affines [N, 2, 3] window -> source pixel, and [N] which windows are mirrored.
@@ -257,4 +259,15 @@ def augment_boxes(
         rotation=angle,
         flip=flips,
     )
+    if augmentation.shear:
+        limit = augmentation.shear
+        affines = compose(affines, _shears(rng.uniform(-limit, limit, n), size))
     return affines, flips
+
+
+def _shears(factors: Doubles, size: tuple[int, int]) -> Doubles:
+    """[N, 2, 3] that move a window's rows sideways, the more the farther from its middle row."""
+    shears = np.tile(np.eye(2, 3), (len(factors), 1, 1))
+    shears[:, 0, 1] = factors
+    shears[:, 0, 2] = -factors * (size[0] - 1) / 2
+    return shears

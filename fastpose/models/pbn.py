@@ -11,7 +11,6 @@ from fastpose.models.groups import Partition, partition
 from fastpose.models.hourglass import DEPTH, Hourglass, Residual
 from fastpose.models.layers import check_image
 
-CHANNELS = 256  # of the shared features
 PROPAGATE = ("shared", "specific")
 
 
@@ -37,6 +36,7 @@ class PBN(nn.Module):
             branches' "specific" ones, which the authors found to be worse.
         remap_features: the shared features pass a 1x1 convolution first, as the hourglass's do;
             the specific ones always do.
+        channels: of the shared features, a multiple of 4.
 
     Raises:
         ModelError: an argument is not as above, or the groups are of another number of joints.
@@ -51,6 +51,7 @@ class PBN(nn.Module):
         depth: int = 1,
         propagate: str = "shared",
         remap_features: bool = False,
+        channels: int = 256,
     ) -> None:
         super().__init__()
         parts = partition(groups) if isinstance(groups, str) else groups
@@ -58,34 +59,39 @@ class PBN(nn.Module):
             raise ModelError(
                 f"{parts.name} groups {len(parts.owners)} joints, the network has {num_keypoints}"
             )
-        if min(stacks, width) < 1 or width % 2 or depth < 0 or propagate not in PROPAGATE:
+        odd = width % 2 or channels % 4
+        if min(stacks, width, channels) < 1 or odd or depth < 0 or propagate not in PROPAGATE:
             raise ModelError(
-                "PBN needs stacks from 1 on, an even width, a depth from 0 on and propagate "
-                f"{' or '.join(PROPAGATE)}, got {stacks}, {width}, {depth} and {propagate!r}"
+                "PBN needs stacks from 1 on, an even width, a depth from 0 on, channels in "
+                f"multiples of 4 and propagate {' or '.join(PROPAGATE)}, got {stacks}, {width}, "
+                f"{depth}, {channels} and {propagate!r}"
             )
         self.propagate = propagate
+        quarter, half = channels // 4, channels // 2
         self.stem = nn.Sequential(
-            *_conv(3, 64),
+            *_conv(3, quarter),
             nn.MaxPool2d(2),
-            *_conv(64, 64),
-            *_conv(64, 64),
-            Residual(64, 128),
+            *_conv(quarter, quarter),
+            *_conv(quarter, quarter),
+            Residual(quarter, half),
             nn.MaxPool2d(2),
-            Residual(128, 128),
-            Residual(128, CHANNELS),
+            Residual(half, half),
+            Residual(half, channels),
         )
         self.trunks = nn.ModuleList(
-            nn.Sequential(Hourglass(DEPTH, CHANNELS), Residual(CHANNELS, CHANNELS))
+            nn.Sequential(Hourglass(DEPTH, channels), Residual(channels, channels))
             for _ in range(stacks)
         )
-        self.branches = nn.ModuleList(Branches(parts, width, depth) for _ in range(stacks))
-        told = CHANNELS if propagate == "shared" else len(parts.groups) * width
+        self.branches = nn.ModuleList(
+            Branches(parts, channels, width, depth) for _ in range(stacks)
+        )
+        told = channels if propagate == "shared" else len(parts.groups) * width
         remapped = remap_features or propagate == "specific"
         self.remap_features = nn.ModuleList(
-            nn.Conv2d(told, CHANNELS, 1) if remapped else nn.Identity() for _ in range(stacks - 1)
+            nn.Conv2d(told, channels, 1) if remapped else nn.Identity() for _ in range(stacks - 1)
         )
         self.remap_maps = nn.ModuleList(
-            nn.Conv2d(num_keypoints, CHANNELS, 1) for _ in range(stacks - 1)
+            nn.Conv2d(num_keypoints, channels, 1) for _ in range(stacks - 1)
         )
 
     def forward(self, image: Tensor) -> list[Tensor]:
@@ -119,14 +125,15 @@ class Branches(nn.Module):
 
     Args:
         parts: G groups of K joints.
+        channels: C of the shared features.
         width: W, channels of a branch.
         depth: D, residuals of a branch.
     """
 
-    def __init__(self, parts: Partition, width: int, depth: int) -> None:
+    def __init__(self, parts: Partition, channels: int, width: int, depth: int) -> None:
         super().__init__()
         count = len(parts.groups)
-        self.enter = nn.Conv2d(CHANNELS, count * width, 1)
+        self.enter = nn.Conv2d(channels, count * width, 1)
         self.residuals = nn.Sequential(
             *(
                 Residual(count * width, count * width, count * width // 2, groups=count)
@@ -136,7 +143,7 @@ class Branches(nn.Module):
         self.maps = GroupedMaps(parts, width)
 
     def forward(self, shared: Tensor) -> tuple[Tensor, Tensor]:
-        """[N, 256, h, w] -> specific features [N, G * W, h, w] and heat maps [N, K, h, w]."""
+        """[N, C, h, w] -> specific features [N, G * W, h, w] and heat maps [N, K, h, w]."""
         specific = self.residuals(self.enter(shared))
         return specific, self.maps(specific)
 

@@ -19,6 +19,7 @@ from fastpose.train.losses import (
     hard_pixel_loss,
     mean_loss,
 )
+from fastpose.train.pbn import stacked_loss, stacked_targets
 from fastpose.train.structured import LIMB_RATIOS, structured_loss
 from fastpose.train.targets import MEGVII_SIGMAS, cascade_targets, megvii_targets
 
@@ -48,6 +49,8 @@ def objective(spec: ModelSpec, hard: int, hard_cells: float = 0.25) -> Objective
             return _published(spec, None)
         case "structured:Structured":
             return _structured(spec)
+        case "pbn:PBN" | "hourglass:StackedHourglass":
+            return _stacked(spec)
     raise ModelError(f"{spec.name} cannot be trained here")
 
 
@@ -117,5 +120,18 @@ def _structured(spec: ModelSpec) -> Objective:
 
     def loss(output: Any, joints: Tensor, visibility: Tensor, size: tuple[int, int]) -> Tensor:
         return structured_loss(output, joints, visibility > 0, tree, neg_sampling=sampling)
+
+    return loss
+
+
+def _stacked(spec: ModelSpec) -> Objective:
+    """Newell et al., Stacked Hourglass Networks, ECCV 2016; Tang and Wu, PBN, CVPR 2019.
+
+    Windows may have any size.
+    """
+
+    def loss(output: Any, joints: Tensor, visibility: Tensor, size: tuple[int, int]) -> Tensor:
+        labelled = (visibility > 0).to(joints)
+        return stacked_loss(output, *stacked_targets(joints, labelled, spec, size))
 
     return loss
