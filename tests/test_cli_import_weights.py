@@ -2,15 +2,18 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from caffe_files import caffemodel
+from foreign_nets import pytorch_cpn, pytorch_pose, resnet, seeded_state
 from test_datasets import row, write
 
 from fastpose.cli import main
-from fastpose.models import create, foreign, model_spec
+from fastpose.models import MODELS, create, foreign, model_spec
 
 torch = pytest.importorskip("torch")
 from safetensors.torch import load_file  # noqa: E402
@@ -36,56 +39,7 @@ def refused(capsys, *args):
     return line.removeprefix("fastpose import-weights: ")
 
 
-# A checkpoint as GengDavid/pytorch-cpn's training saves it: its names and shapes, written down
-# here from its networks, without our own.
-
-STAGES = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
-
-
-def conv(name, cin, cout, kernel=1):
-    return {f"{name}.weight": (cout, cin, kernel, kernel)}
-
-
-def norm(name, channels):
-    parts = ("weight", "bias", "running_mean", "running_var")
-    return {f"{name}.{part}": (channels,) for part in parts} | {f"{name}.num_batches_tracked": ()}
-
-
-def bottleneck(name, cin, mid, cout, projected):
-    shapes = conv(f"{name}.conv1", cin, mid) | norm(f"{name}.bn1", mid)
-    shapes |= conv(f"{name}.conv2", mid, mid, 3) | norm(f"{name}.bn2", mid)
-    shapes |= conv(f"{name}.conv3", mid, cout) | norm(f"{name}.bn3", cout)
-    if projected:
-        shapes |= conv(f"{name}.downsample.0", cin, cout) | norm(f"{name}.downsample.1", cout)
-    return shapes
-
-
-def resnet(depth, prefix=""):
-    shapes = conv(f"{prefix}conv1", 3, 64, 7) | norm(f"{prefix}bn1", 64)
-    cin = 64
-    for stage, (count, mid) in enumerate(zip(STAGES[depth], (64, 128, 256, 512), strict=True), 1):
-        for block in range(count):
-            name = f"{prefix}layer{stage}.{block}"
-            shapes |= bottleneck(name, cin, mid, 4 * mid, block == 0)
-            cin = 4 * mid
-    return shapes
-
-
-def pytorch_cpn(depth, joints=17):
-    shapes = resnet(depth, "resnet.")
-    for level, channels in enumerate((2048, 1024, 512, 256)):
-        lateral, predict = f"global_net.laterals.{level}", f"global_net.predict.{level}"
-        shapes |= conv(f"{lateral}.0", channels, 256) | norm(f"{lateral}.1", 256)
-        if level < 3:
-            up = f"global_net.upsamples.{level}"
-            shapes |= conv(f"{up}.1", 256, 256) | norm(f"{up}.2", 256)
-        shapes |= conv(f"{predict}.0", 256, 256) | norm(f"{predict}.1", 256)
-        shapes |= conv(f"{predict}.3", 256, joints, 3) | norm(f"{predict}.5", joints)
-        for block in range(3 - level):
-            shapes |= bottleneck(f"refine_net.cascade.{level}.{block}", 256, 128, 256, True)
-    shapes |= bottleneck("refine_net.final_predict.0", 1024, 128, 256, True)
-    last = "refine_net.final_predict"
-    return shapes | conv(f"{last}.1", 256, joints, 3) | norm(f"{last}.2", joints)
+# A checkpoint as GengDavid/pytorch-cpn's training saves it.
 
 
 def training_checkpoint(shapes, path, values=None):
@@ -228,6 +182,187 @@ def test_without_torch_it_says_what_to_install(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     line = refused(capsys, tmp_path / "c.pth", "--to", "cpn50", "--out", tmp_path)
     assert line == "import-weights needs torch; install the extra: fastpose-inference[torch]"
+
+
+def test_help_lists_the_layouts_and_their_models(capsys):
+    with pytest.raises(SystemExit):
+        main(["import-weights", "--help"])
+    text = capsys.readouterr().out
+    for layout in foreign.LAYOUTS:
+        if layout.models:
+            words = layout.name.replace(",", "").split()
+            assert all(word in text for word in words), layout.name
+            assert all(n.removesuffix("-384").removesuffix("-tf") in text for n in layout.models)
+
+
+# The other networks as narrow as they can be, under their own names.
+
+
+@pytest.fixture
+def narrow(tmp_path, monkeypatch):
+    """Models that cost little; a function that gives one's seeded weights."""
+    widths = {"fcn6_channels": 8, "part_channels": 3, "transform_mid_channels": 2}
+    changes = {
+        "cpm-flic": {"size": (64, 64), "kwargs": {"stages": 3, "width": 4}},
+        "cpm-lsp": {"size": (64, 64), "kwargs": {"stages": 2, "width": 4}},
+        "structured-lsp": {"size": (64, 64), "kwargs": {"tree": "lsp26", **widths}},
+        "hourglass2": {"size": (64, 64)},
+    }
+    for name, fields in changes.items():
+        spec = replace(MODELS[name], views=(1.0,), parameters=None, **fields)
+        monkeypatch.setitem(MODELS, name, spec)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def seeded(name):
+        network = create(name)
+        seed_weights(network)
+        return {k: t for k, t in network.state_dict().items() if "num_batches" not in k}
+
+    return seeded
+
+
+def layers_of(state):
+    """Blobs by layer, as Caffe has them."""
+    layers = {}
+    for name, tensor in state.items():
+        layers.setdefault(name.rpartition(".")[0], []).append(tensor.numpy())
+    return layers
+
+
+def caffe_file(state, path):
+    path.write_bytes(caffemodel(layers_of(state)))
+    return path
+
+
+@pytest.mark.parametrize("engine", ["torch", "openvino"])
+def test_predict_runs_what_came_from_caffe(tmp_path, capsys, narrow, engine):
+    state = narrow("cpm-lsp")
+    file = caffe_file(state, tmp_path / "pose_iter_395000.caffemodel")
+    code, out, err = run(capsys, file, "--to", "cpm-lsp", "--out", tmp_path / "out")
+    weights = tmp_path / "out" / "cpm-lsp.safetensors"
+    assert (code, err) == (0, "")
+    assert out.splitlines() == [
+        f"{weights}: cpm-lsp from CPM release: {len(state)} tensors taken",
+        "terms: those of the CPM release, by Carnegie Mellon University: non-commercial research "
+        "of academic and non-profit organisations alone",
+    ]
+    stored = load_file(weights)
+    assert all(torch.equal(stored[name], tensor) for name, tensor in state.items())
+    card = json.loads(weights.with_suffix(".json").read_text())
+    assert (card["source"]["file"], card["source"]["layout"]) == (file.name, "CPM release")
+    assert card["source"]["sha256"] == file_hash(file)
+    assert predicted(tmp_path, capsys, weights, engine)["model"] == "cpm-lsp"
+
+
+def predicted(tmp_path, capsys, weights, engine="torch"):
+    """What `predict` tells of one picture of one person."""
+    picture = tmp_path / "im.png"
+    cv2.imwrite(str(picture), np.full((80, 60, 3), 90, np.uint8))
+    words = ["predict", str(picture), "--model", str(weights), "--detector", "none", "--json"]
+    options = ["--engine", engine, "--threads", "1", "--out", str(tmp_path / "poses")]
+    assert main([*words, *options]) == 0
+    out, err = capsys.readouterr()
+    return {**json.loads(out), "err": err}
+
+
+def test_predict_runs_a_hourglass_of_pytorch_pose(tmp_path, capsys, narrow):
+    state = {f"module.{name}": tensor for name, tensor in seeded_state(pytorch_pose(2)).items()}
+    file = tmp_path / "model_best.pth.tar"
+    torch.save({"epoch": 9, "arch": "hg", "state_dict": state}, file)
+    code, out, _ = run(capsys, file, "--to", "hourglass2", "--out", tmp_path)
+    assert code == 0
+    assert "hourglass2 from pytorch-pose: 588 tensors taken" in out
+    weights = tmp_path / "hourglass2.safetensors"
+    assert predicted(tmp_path, capsys, weights)["model"] == "hourglass2"
+
+
+def test_predict_runs_a_structured_net_on_the_trunk_of_caffe(tmp_path, capsys, narrow):
+    trunk = {k: t for k, t in narrow("structured-lsp").items() if k.startswith("trunk.")}
+    names = [f"conv{i}_{j}" for i, n in enumerate((2, 2, 3, 3, 3), 1) for j in range(1, n + 1)]
+    kinds = [f"{name}.{kind}" for name in names for kind in ("weight", "bias")]
+    vgg = dict(zip(kinds, trunk.values(), strict=True))
+    file = caffe_file({**vgg, "fc8.weight": torch.ones(2)}, tmp_path / "VGG_16.caffemodel")
+    words = (file, "--to", "structured-lsp", "--out", tmp_path)
+    assert "1 unexpected (fc8.weight); --partial takes what fits" in refused(capsys, *words)
+    code, out, _ = run(capsys, *words, "--partial")
+    assert code == 0
+    assert "structured-lsp from Caffe VGG-16: 26 tensors taken, " in out
+    weights = tmp_path / "structured-lsp.safetensors"
+    stored = load_file(weights)
+    assert all(torch.equal(stored[name], tensor) for name, tensor in trunk.items())
+    random = json.loads(weights.with_suffix(".json").read_text())["random"]
+    told = predicted(tmp_path, capsys, weights)
+    assert told["model"] == "structured-lsp"
+    assert f"{weights}: {random} tensors are random" in told["err"]
+
+
+def test_weights_of_a_port_come_with_a_word_of_warning(tmp_path, capsys, narrow):
+    state = {f"module.{name}": tensor for name, tensor in narrow("cpm-lsp").items()}
+    torch.save({"iter": 3, "state_dict": state}, tmp_path / "cpm_latest.pth.tar")
+    words = (tmp_path / "cpm_latest.pth.tar", "--to", "cpm-lsp", "--out", tmp_path)
+    code, out, _ = run(capsys, *words)
+    assert code == 0
+    terms, note = out.splitlines()[1:]
+    assert terms == "terms: unknown: see where the file came from"
+    assert note.startswith("note: right if converted from the Caffe release; networks trained by")
+    card = json.loads((tmp_path / "cpm-lsp.json").read_text())
+    assert f"note: {card['note']}" == note
+
+
+def spoilt(state, fault):
+    match fault:
+        case "missing":
+            del state["conv5_stage1.weight"], state["conv5_stage1.bias"]
+        case "extra":
+            state["conv9.weight"] = torch.ones(1)
+        case "shape":
+            state["conv1_stage1.weight"] = torch.ones(4, 1, 9, 9)
+        case "nan":
+            state["conv7_stage1.bias"][3] = float("nan")
+    return state
+
+
+@pytest.mark.parametrize(
+    ("fault", "text"),
+    [
+        ("missing", "2 missing (conv5_stage1.weight, conv5_stage1.bias); --partial takes what fit"),
+        ("extra", "1 unexpected (conv9.weight); --partial takes what fits"),
+        (
+            "shape",
+            "of another shape (conv1_stage1.weight: expected [4, 3, 9, 9], found [4, 1, 9, 9",
+        ),
+        ("nan", "pose.caffemodel: conv7_stage1.bias has values that are not finite"),
+    ],
+)
+def test_blobs_that_do_not_fit_are_an_error(tmp_path, capsys, narrow, fault, text):
+    file = caffe_file(spoilt(narrow("cpm-lsp"), fault), tmp_path / "pose.caffemodel")
+    assert text in refused(capsys, file, "--to", "cpm-lsp", "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_blobs_of_another_network_name_the_models_they_fit(tmp_path, capsys, narrow):
+    file = caffe_file(narrow("cpm-flic"), tmp_path / "pose.caffemodel")
+    line = refused(capsys, file, "--to", "cpm-lsp", "--out", tmp_path / "out")
+    assert line.startswith(f"{file}: CPM release against cpm-lsp: ")
+    assert line.endswith("; it fits cpm-flic")
+    line = refused(capsys, file, "--to", "cpm-vgg", "--out", tmp_path / "out")
+    assert line == f"{file}: a checkpoint of CPM release fits cpm-flic, cpm-lsp, not cpm-vgg"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("pose.caffemodel", "damaged, cut off, or no .caffemodel"),
+        ("pose.npz", "damaged, cut off, or no .npz of numpy.savez"),
+        ("pose.prototxt", "the text of a Caffe net, which has no weights; those are in a .caffemo"),
+        ("pose.caffemodel.h5", "weights of Caffe in HDF5; save the net without HDF5, or its blobs"),
+    ],
+)
+def test_files_that_are_bad_are_told_in_one_line(tmp_path, capsys, narrow, name, text):
+    whole = caffe_file(narrow("cpm-lsp"), tmp_path / "whole.caffemodel").read_bytes()
+    (tmp_path / name).write_bytes(whole[: len(whole) // 2])
+    line = refused(capsys, tmp_path / name, "--to", "cpm-lsp", "--out", tmp_path / "out")
+    assert line.startswith(f"{tmp_path / name}: {text}")
 
 
 # What is written, and what may be done with it: with the light network, and a layout for it.

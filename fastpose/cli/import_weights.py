@@ -15,17 +15,18 @@ if TYPE_CHECKING:
 
 
 SUFFIX = ".safetensors"
-LAYOUTS = """what FILE may be, and NAME then:
-  pytorch-cpn                   cpn50, cpn101, also -384
-  mmpose CPM                    cpm-bn
-  bearpaw's stacked hourglass   hourglass2, hourglass8
-  Caffe, CPM release            cpm-flic, cpm-lsp, cpm-vgg, cpm-person
-  Caffe, StructuredFeature      structured-lsp
+LAYOUTS = """FILE of                         NAME
+  pytorch-cpn                     cpn50, cpn101, also with -384
+  pytorch-pose, the hourglass     hourglass2, hourglass8
+  mmpose CPM                      cpm-bn
+  CPM release, in Caffe           cpm-flic, cpm-lsp, cpm-vgg (on VGG-19), cpm-person (persons)
+  CPM with Caffe's names          the first two of these
+  StructuredFeature, in Caffe     structured-lsp
 trunks alone, with --partial:
-  ResNet-50, -101 (torchvision, OpenMMLab)   cpn...
-  VGG-16 (torchvision, Caffe)   structured-...
-  VGG-19 (torchvision, Caffe)   cpm-vgg, cpm-person
-Caffe's weights are a .caffemodel, or its blobs in an .npz, called LAYER/0, LAYER/1 and so on."""
+  torchvision, OpenMMLab ResNet   cpn50, cpn101, also with -384 or -tf
+  torchvision, Caffe VGG-16       structured-lsp, structured-flic
+  torchvision, Caffe VGG-19       cpm-vgg, cpm-person
+Weights in Caffe are a .caffemodel, or its blobs in an .npz as LAYER/0, LAYER/1 and so on."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
