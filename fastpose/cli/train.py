@@ -69,10 +69,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"size for {EPOCHS} epochs, a detector's for 16)",
     )
     parser.add_argument(
-        "--batch", type=positive, metavar="N", help="samples a step (default: 32; detectors 8)"
+        "--batch",
+        type=positive,
+        metavar="N",
+        help="samples a step (default: 32; 8 for detectors and adversarial networks)",
     )
     parser.add_argument(
-        "--rate", type=float, help="peak of the learning rate (default: 0.002; detectors 0.001)"
+        "--rate",
+        type=float,
+        help="peak of the learning rate (default: 0.002; detectors 0.001; adversarial networks "
+        "0.00025 from beginning to end)",
     )
     parser.add_argument(
         "--samples", type=positive, metavar="N", help="detectors: views of an epoch (default: 4000)"
@@ -129,7 +135,7 @@ def _train_pose(args: argparse.Namespace, spec: ModelSpec, device: str) -> dict[
     from fastpose.sinks.files import make_folder
     from fastpose.train.data import TrainingSet
     from fastpose.train.release import release
-    from fastpose.train.tasks import PoseRecipe, PoseTask
+    from fastpose.train.tasks import pose_recipe, pose_task
 
     _refuse(args, spec, "--samples", "--teacher", "--terms")
     if len(args.val) > 1:
@@ -139,10 +145,10 @@ def _train_pose(args: argparse.Namespace, spec: ModelSpec, device: str) -> dict[
     validation = open_poses(args.val[0], split="test") if args.val else None
     own: Schedule = ((spec.size, EPOCHS),)
     usual = _schedule(LIGHT_SCHEDULE) if spec.name == DEFAULT_MODEL else own
-    recipe = PoseRecipe(**_recipe(args, usual))
+    recipe = pose_recipe(spec, **_recipe(args, usual))
     _check_sizes(spec, recipe.schedule)
     make_folder(args.out)
-    task = PoseTask(spec, TrainingSet(sets), recipe, start)
+    task = pose_task(spec, TrainingSet(sets), recipe, start)
     network = _fit(args, task, device)
     return release(
         network,

@@ -28,7 +28,7 @@ class Recipe:
         schedule: ((h, w), epochs) in turn: small inputs first, since most is learnt there at a
             fraction of the cost, then the size the network is used at.
         batch: samples a step.
-        rate: peak learning rate of AdamW; 5 % linear warm-up, then a cosine to 1 % of it.
+        rate: peak learning rate; 5 % linear warm-up, then a cosine to 1 % of it.
         decay: weight decay, on the kernels alone.
         ema: share of the old averaged weights kept each step, once warmed up.
         bf16: the forward pass runs in bfloat16 under autocast.
@@ -64,6 +64,68 @@ class Recipe:
         return self.rate * (0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2)
 
 
+class Update(Protocol):
+    """How batches change a network, with all that must survive a run that is broken off."""
+
+    def step(self, batch: Any, rate: float) -> float:
+        """Learn from a batch at this learning rate; returns the loss."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values, without those of the network."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+
+
+class Descent:
+    """AdamW on one loss, its gradient clipped to norm 1; see `Update`.
+
+    Args:
+        network: in training mode.
+        loss: of a batch.
+        decay: weight decay, on the kernels alone.
+    """
+
+    def __init__(self, network: nn.Module, loss: Callable[[Any], Tensor], decay: float) -> None:
+        self._loss = loss
+        self._optimizer = torch.optim.AdamW(parameter_groups(network, decay))
+
+    def step(self, batch: Any, rate: float) -> float:
+        """See `Update`."""
+        loss = self._loss(batch)
+        descend(self._optimizer, loss, rate, limit=1.0)
+        return loss.item()
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `Update`."""
+        return self._optimizer.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See `Update`."""
+        self._optimizer.load_state_dict(state)
+
+
+def parameter_groups(network: nn.Module, decay: float) -> list[dict[str, Any]]:
+    """For an optimiser: kernels, which decay, and biases and norms, which do not."""
+    kernels = [p for p in network.parameters() if p.ndim > 1]
+    others = [p for p in network.parameters() if p.ndim <= 1]
+    return [{"params": kernels, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
+
+
+def descend(
+    optimizer: torch.optim.Optimizer, loss: Tensor, rate: float, limit: float | None = None
+) -> None:
+    """One step of an optimiser down a loss, the gradient cut to the norm `limit` if given."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    if limit is not None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(parameters, limit)
+    optimizer.step()
+
+
 class Task(Protocol):
     """What is trained, on what, and how it is judged.
 
@@ -90,8 +152,8 @@ class Task(Protocol):
             epoch: from 0.
         """
 
-    def loss(self, network: nn.Module, batch: Any, device: str) -> Tensor:
-        """How far the network, in training mode, is from right on a batch."""
+    def update(self, network: nn.Module, device: str) -> Update:
+        """How its batches change the network, which is in training mode and on the device."""
 
 
 def fit(
@@ -152,27 +214,15 @@ class _Run:
         layout = torch.channels_last
         self.network = task.network().to(device, memory_format=layout).train()
         self.average = copy.deepcopy(self.network)
-        kernels = [p for p in self.network.parameters() if p.ndim > 1]
-        others = [p for p in self.network.parameters() if p.ndim <= 1]
-        self.optimizer = torch.optim.AdamW(
-            [{"params": kernels, "weight_decay": self.recipe.decay}, {"params": others}],
-            lr=self.recipe.rate,
-            weight_decay=0.0,
-        )
+        self.update = task.update(self.network, device)
         self.epoch = self.done = 0
 
     def step(self, batch: Any) -> float:
         """One step; returns its loss."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.rate_at(self.done / self.steps)
-        loss = self.task.loss(self.network, batch, self.device)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
-        self.optimizer.step()
+        loss = self.update.step(batch, self.recipe.rate_at(self.done / self.steps))
         self.done += 1
         self._update_average()
-        return loss.item()
+        return loss
 
     def _update_average(self) -> None:
         keep = min(self.recipe.ema, (1 + self.done) / (10 + self.done))
@@ -189,7 +239,7 @@ class _Run:
                 "identity": self._identity(),
                 "network": self.network.state_dict(),
                 "average": self.average.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
+                "optimizer": self.update.state_dict(),
                 "epoch": self.epoch,
                 "done": self.done,
             },
@@ -212,7 +262,7 @@ class _Run:
             raise ModelError(f"{path}: is of another model or recipe; choose another folder")
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.update.load_state_dict(state["optimizer"])
         self.epoch, self.done = state["epoch"], state["done"]
 
     def _identity(self) -> str:

@@ -1,10 +1,11 @@
-"""The two things that are trained here: pose networks and detectors."""
+"""What is trained here: pose networks, on one loss or against discriminators, and detectors."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,34 +14,77 @@ from torch import Tensor, nn
 from fastpose.crop import Augmentation
 from fastpose.errors import DataError, ModelError
 from fastpose.models import create, create_detector
+from fastpose.models.adversarial import (
+    AdversarialPoseNet,
+    ConfidenceDiscriminator,
+    PoseDiscriminator,
+)
 from fastpose.models.fpn import FPNDetector
+from fastpose.models.hourglass import DEPTH
 from fastpose.models.spec import DetectorSpec, ModelSpec
 from fastpose.models.weights import load_weights, start_detector
+from fastpose.train.adversarial import AdversarialStep, Rules, true_maps, yardstick
 from fastpose.train.data import Batch, TrainingSet, batches, prepared
 from fastpose.train.detection import detection_loss
-from fastpose.train.loop import Recipe
+from fastpose.train.loop import Descent, Recipe
 from fastpose.train.objective import objective
 from fastpose.train.scenes import SceneBatch, Scenery, SceneSet
 
 
 @dataclass(frozen=True)
-class PoseRecipe(Recipe):
-    """How a pose network is trained.
+class PeopleRecipe(Recipe):
+    """How windows of people are cut to train on.
 
     Attributes:
-        hard: M of online hard keypoint mining.
         padding: the extent of a person's joints is enlarged by this. That makes about the box of
             the whole body, which a detector finds and `ModelSpec.padding` enlarges in prediction.
         augmentation: the ranges of the random views.
     """
 
-    hard: int = 8
     padding: float = 1.25
     augmentation: Augmentation = field(default_factory=Augmentation)
 
 
-class PoseTask:
-    """A pose network and people with joints; see `loop.Task`.
+@dataclass(frozen=True)
+class PoseRecipe(PeopleRecipe):
+    """How a pose network is trained.
+
+    Attributes:
+        hard: M of online hard keypoint mining.
+    """
+
+    hard: int = 8
+
+
+@dataclass(frozen=True)
+class AdversarialRecipe(PeopleRecipe):
+    """How Adversarial PoseNet is trained: as published, where the paper says.
+
+    It gives RMSprop's rate, at which this stays since no schedule is given, and ranges of rotation
+    and zoom: 30 degrees and a quarter to either side. It averages no weights and names no decay.
+
+    Attributes:
+        rules: the constants of the game; None takes those of the network's joints.
+    """
+
+    batch: int = 8
+    rate: float = 2.5e-4
+    decay: float = 0.0
+    ema: float = 0.0
+    augmentation: Augmentation = field(
+        default_factory=lambda: Augmentation(
+            rotation=15, rotated=1, scale=0.125, shift=0, half_body=0, grey=0
+        )
+    )
+    rules: Rules | None = None
+
+    def rate_at(self, progress: float) -> float:
+        """The same from beginning to end."""
+        return self.rate
+
+
+class PeopleTask:
+    """A network and people with joints, without what it learns from them; see `loop.Task`.
 
     Args:
         spec: the network.
@@ -54,7 +98,7 @@ class PoseTask:
     """
 
     def __init__(
-        self, spec: ModelSpec, data: TrainingSet, recipe: PoseRecipe, start: Path | None = None
+        self, spec: ModelSpec, data: TrainingSet, recipe: PeopleRecipe, start: Path | None = None
     ) -> None:
         if data.skeleton != spec.joints:
             raise ModelError(
@@ -64,7 +108,6 @@ class PoseTask:
             raise DataError(f"{len(data)} samples do not fill one batch of {recipe.batch}")
         self.name, self.recipe, self.steps = spec.name, recipe, len(data) // recipe.batch
         self._spec, self._data, self._start, self._options = spec, data, start, recipe
-        self._objective = objective(spec, recipe.hard)
 
     def network(self) -> nn.Module:
         """See `loop.Task`."""
@@ -79,8 +122,25 @@ class PoseTask:
         rng = np.random.default_rng((self.recipe.seed, epoch))
         return batches(self._data, window, self.recipe.batch, self._options.augmentation, rng)
 
-    def loss(self, network: nn.Module, batch: Batch, device: str) -> Tensor:
+
+class PoseTask(PeopleTask):
+    """A pose network that learns from one loss, `train.objective`'s.
+
+    Args, raises: as in `PeopleTask`; ModelError too if nothing is known of the network's loss.
+    """
+
+    def __init__(
+        self, spec: ModelSpec, data: TrainingSet, recipe: PoseRecipe, start: Path | None = None
+    ) -> None:
+        super().__init__(spec, data, recipe, start)
+        self._objective = objective(spec, recipe.hard)
+
+    def update(self, network: nn.Module, device: str) -> Descent:
         """See `loop.Task`."""
+        return Descent(network, lambda batch: self.loss(network, batch, device), self.recipe.decay)
+
+    def loss(self, network: nn.Module, batch: Batch, device: str) -> Tensor:
+        """How far the network is from right on a batch."""
         images = _images(batch.images, device)
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=self.recipe.bf16):
             output = network(images)
@@ -88,6 +148,75 @@ class PoseTask:
         visibility = torch.from_numpy(batch.visibility).to(device)
         size = (images.shape[2], images.shape[3])
         return self._objective(output, joints, visibility, size)
+
+
+class AdversarialTask(PeopleTask):
+    """Adversarial PoseNet, whose generator learns beside two discriminators.
+
+    Args, raises: as in `PeopleTask`; ModelError too if the joints have no yardstick.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        data: TrainingSet,
+        recipe: AdversarialRecipe,
+        start: Path | None = None,
+    ) -> None:
+        super().__init__(spec, data, recipe, start)
+        self._rules = recipe.rules or Rules(delta=yardstick(spec.joints).delta)
+        self._depth = spec.kwargs.get("depth", DEPTH)
+
+    def update(self, network: nn.Module, device: str) -> AdversarialUpdate:
+        """See `loop.Task`."""
+        assert isinstance(network, AdversarialPoseNet), "made by `network`"
+        joints, occlusion = len(self._spec.joints), self._spec.kwargs.get("occlusion", True)
+        pose = PoseDiscriminator(joints, occlusion, depth=self._depth)
+        confidence = ConfidenceDiscriminator(joints, occlusion, depth=self._depth)
+        step = AdversarialStep(
+            network,
+            pose.to(device, memory_format=torch.channels_last),
+            confidence.to(device, memory_format=torch.channels_last),
+            self._rules,
+            decay=self.recipe.decay,
+            bf16=self.recipe.bf16,
+        )
+        return AdversarialUpdate(step, self._spec, device)
+
+
+class AdversarialUpdate:
+    """Algorithm 1 on the loop's batches; see `loop.Update`."""
+
+    def __init__(self, step: AdversarialStep, spec: ModelSpec, device: str) -> None:
+        self._step, self._spec, self._device = step, spec, device
+        self.state_dict, self.load_state_dict = step.state_dict, step.load_state_dict
+
+    def step(self, batch: Batch, rate: float) -> float:
+        """See `loop.Update`; the loss is L_G."""
+        images = _images(batch.images, self._device)
+        joints = torch.from_numpy(batch.joints).to(self._device)
+        visibility = torch.from_numpy(batch.visibility).to(self._device)
+        truth = true_maps(joints, visibility, self._spec, (images.shape[2], images.shape[3]))
+        return self._step.step(images, truth, rate)["generator"]
+
+
+def pose_recipe(spec: ModelSpec, **fields: Any) -> PoseRecipe | AdversarialRecipe:
+    """How a network is trained unless its fields say otherwise."""
+    if spec.network == "adversarial:AdversarialPoseNet":
+        return AdversarialRecipe(**fields)
+    return PoseRecipe(**fields)
+
+
+def pose_task(
+    spec: ModelSpec,
+    data: TrainingSet,
+    recipe: PoseRecipe | AdversarialRecipe,
+    start: Path | None = None,
+) -> PoseTask | AdversarialTask:
+    """The task of a recipe; arguments and errors as in `PeopleTask` and the two tasks."""
+    if isinstance(recipe, AdversarialRecipe):
+        return AdversarialTask(spec, data, recipe, start)
+    return PoseTask(spec, data, recipe, start)
 
 
 @dataclass(frozen=True)
@@ -164,8 +293,12 @@ class DetectorTask:
             window = replace(self._spec.window, size=(height, width))
             yield self._data.batch(options.batch, window, scenery, rng)
 
-    def loss(self, network: nn.Module, batch: SceneBatch, device: str) -> Tensor:
+    def update(self, network: nn.Module, device: str) -> Descent:
         """See `loop.Task`."""
+        return Descent(network, lambda batch: self.loss(network, batch, device), self.recipe.decay)
+
+    def loss(self, network: nn.Module, batch: SceneBatch, device: str) -> Tensor:
+        """How far the detector is from right on a batch."""
         assert isinstance(network, FPNDetector), "made by `network`"
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=self.recipe.bf16):
             return detection_loss(
