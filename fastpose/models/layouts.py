@@ -148,7 +148,8 @@ STRUCTURED = Layout(
     ),
     _structured_rows("lsp26"),
     terms=UNSTATED_TERMS,
-    note="left and right are the observer's, as the network was taught",
+    note="left and right are those of the picture, not of the person; and which offsets a part's "
+    "13 types stand for was not published, so the tree takes those of our own clustering",
 )
 
 # it counts the levels of an hourglass from the innermost; a level has a residual beside it,
