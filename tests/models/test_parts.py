@@ -11,7 +11,7 @@ import pytest
 
 from fastpose.datasets import PoseData, Sample, open_poses
 from fastpose.errors import DataError, ModelError
-from fastpose.geometry import apply, boxes_to_affines, cells_to_frame, invert
+from fastpose.geometry import apply, boxes_to_affines, cells_to_frame, frame_box, invert
 from fastpose.models import model_spec
 from fastpose.models.joints import locate_joints
 from fastpose.models.parts import PART_TREES, PartTree, part_tree
@@ -266,6 +266,24 @@ def test_the_view_of_the_best_pose_is_kept(name, method, best):
     assert (points.dtype, scores.dtype) == (np.float32, np.float32)
     np.testing.assert_allclose(points, scene.joints, atol=0.51 * scene.cell[best])
     np.testing.assert_allclose(scores, 0.9)
+
+
+def test_people_of_leeds_are_found_where_their_parts_are_seen(data_dir):
+    """The springs are weak enough for every pose of the set that the types were not found of."""
+    data = open_poses(f"lsp:{data_dir / 'lsp'}", "test").head(20)
+    spec = spec_of("structured-lsp")
+    boxes = np.concatenate([frame_box(*sample.size) for sample in data.samples])
+    affines = boxes_to_affines(boxes, spec.size, convention=spec.convention)
+    to_frame = cells_to_frame(affines, spec.convention, spec.size, spec.cells)
+    joints = np.stack([sample.joints for sample in data.samples])
+    cells = apply(invert(to_frame), LSP26.joints_to_parts(joints)[0])
+    types = LSP26.nearest_types(cells)
+    x, y = np.rint(cells).astype(int).clip(0, 41).transpose(2, 0, 1)
+    results = np.zeros((len(data), *spec.results[0]), np.float32)
+    people, parts = np.ogrid[: len(data), :26]
+    results[people, parts * 13 + types, y, x] = 1
+    points, _ = locate_joints(results, affines, spec)
+    assert (np.abs(points - joints) <= 0.51 * to_frame[:, :1, :1]).all()
 
 
 def test_people_are_read_each_in_their_own_views():
