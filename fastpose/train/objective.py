@@ -12,6 +12,7 @@ from torch import Tensor
 from fastpose.errors import ModelError
 from fastpose.models.parts import part_tree
 from fastpose.models.spec import ModelSpec
+from fastpose.train.cpm import cpm_loss, cpm_targets
 from fastpose.train.losses import (
     cpn_loss,
     global_loss,
@@ -22,6 +23,7 @@ from fastpose.train.losses import (
 from fastpose.train.pbn import stacked_loss, stacked_targets
 from fastpose.train.structured import LIMB_RATIOS, structured_loss
 from fastpose.train.targets import MEGVII_SIGMAS, cascade_targets, megvii_targets
+from fastpose.train.tompson import cascade_loss
 
 Objective: TypeAlias = Callable[[Any, Tensor, Tensor, tuple[int, int]], Tensor]
 """(network's output, joints [N, K, 2] in window pixels, visibility [N, K], (h, w)) -> loss."""
@@ -47,10 +49,14 @@ def objective(spec: ModelSpec, hard: int, hard_cells: float = 0.25) -> Objective
             return _published(spec, hard)
         case "cpn:CPNStar":
             return _published(spec, None)
+        case "cpm:CPM" | "cpm:CPMVGG":
+            return _pose_machine(spec)
         case "structured:Structured":
             return _structured(spec)
-        case "pbn:PBN" | "hourglass:StackedHourglass":
+        case "pbn:PBN" | "hourglass:StackedHourglass" | "cpm:CPMBatchNorm":
             return _stacked(spec)
+        case "tompson:Cascade":
+            return cascade_objective(spec)
     raise ModelError(f"{spec.name} cannot be trained here")
 
 
@@ -110,6 +116,19 @@ def _peaks(spec: ModelSpec, share: float) -> Objective:
     return loss
 
 
+def _pose_machine(spec: ModelSpec) -> Objective:
+    """Wei et al., Convolutional Pose Machines, CVPR 2016.
+
+    Stage 1 would learn all the people of a window; the data knows of one, so it learns that one.
+    Windows may have any size.
+    """
+
+    def loss(output: Any, joints: Tensor, visibility: Tensor, size: tuple[int, int]) -> Tensor:
+        return cpm_loss(output, *cpm_targets(joints, visibility > 0, spec, size))
+
+    return loss
+
+
 def _structured(spec: ModelSpec) -> Objective:
     """Chu et al., Structured Feature Learning, CVPR 2016: as released for LSP, else as published.
 
@@ -133,5 +152,18 @@ def _stacked(spec: ModelSpec) -> Objective:
     def loss(output: Any, joints: Tensor, visibility: Tensor, size: tuple[int, int]) -> Tensor:
         labelled = (visibility > 0).to(joints)
         return stacked_loss(output, *stacked_targets(joints, labelled, spec, size))
+
+    return loss
+
+
+def cascade_objective(spec: ModelSpec, phase: int = 3) -> Objective:
+    """Tompson et al., Efficient Object Localization Using Convolutional Networks, CVPR 2015.
+
+    Windows may have any size. `phase` is that of `train.tompson.set_phase`.
+    """
+
+    def loss(output: Any, joints: Tensor, visibility: Tensor, size: tuple[int, int]) -> Tensor:
+        labelled = (visibility > 0).to(joints)
+        return cascade_loss(output, joints, labelled, spec, size, phase=phase)
 
     return loss

@@ -23,7 +23,11 @@ BATCH = 16
 EPOCHS = 250
 RATE = 2.5e-4
 DROPS = (170, 220)  # epochs from which the rate is a tenth of what it was
-STYLES = {"pbn:PBN": "exact", "hourglass:StackedHourglass": "msra"}  # at the joint, or its cell
+STYLES = {  # at the joint, or its cell
+    "pbn:PBN": "exact",
+    "hourglass:StackedHourglass": "msra",
+    "cpm:CPMBatchNorm": "msra",
+}
 # Largest shear by what its published +-0.5 is taken for: a factor, which is 27 degrees, or degrees.
 SHEARS = {"off": 0.0, "factor": 0.5, "degrees": math.tan(math.radians(0.5))}
 
