@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from torch import nn
 from fastpose.errors import ModelError
 from fastpose.geometry import apply, boxes_to_affines, invert
 from fastpose.models import create, model_spec
-from fastpose.models.cpn import BLOCKS, CPN, Bottleneck, Upsample
+from fastpose.models.count import walk
+from fastpose.models.cpn import BLOCKS, CPN, LEVELS, Bottleneck, CPNStar, Upsample
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "pytorch_cpn.npz"
 
@@ -188,3 +190,124 @@ def test_boxes_are_enlarged_by_axis_then_fitted(name: str) -> None:
 def test_pixels_as_released(name: str, rgb: bool, mean: tuple[float, ...]) -> None:
     spec = model_spec(name)
     assert (spec.rgb, spec.mean, spec.std) == (rgb, mean, (255.0,) * 3)
+
+
+# The relatives: without RefineNet, with other forms of it, and with other outputs decoded.
+
+
+@pytest.fixture
+def shallow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One bottleneck a stage: every kind of layer at a fraction of the cost."""
+    monkeypatch.setitem(BLOCKS, 50, (1, 1, 1, 1))
+
+
+def seeded(**options: object) -> CPN:
+    network = CPN(**options).eval()  # type: ignore[arg-type]
+    seed_weights(network)
+    return network
+
+
+@pytest.mark.parametrize(
+    ("options", "style", "parameters"),
+    [
+        # RefineNet's final bottleneck is the same in all but the last
+        ({}, "torch", 2_294_562),
+        ({"refine": "concat"}, "torch", 2_294_562 - 6 * 280_064),
+        ({"refine": "single"}, "torch", 2_294_562 - 2 * 280_064),
+        ({"refine": "concat"}, "tf", 2_294_562 - 6 * 280_064),
+        ({"refine": "single"}, "tf", 2_294_562 - 6 * 280_064 + 4 * 214_016),
+        ({"levels": 3}, "torch", 2_294_562 - 3 * 280_064 - 256 * (128 + 256)),
+        ({"levels": 1}, "torch", 2_294_562 - 6 * 280_064 - 3 * 256 * (128 + 256)),
+        ({"refine": "none"}, "torch", 0),
+    ],
+)
+def test_parameters_of_each_refinement(
+    options: dict[str, object], style: str, parameters: int
+) -> None:
+    """A bottleneck on 256 channels has 214,016 parameters, its projection 66,048 more."""
+    with torch.device("meta"):
+        network = CPN(style=style, **options)  # type: ignore[arg-type]
+    refine = sum(p.numel() for n, p in network.named_parameters() if n.startswith("refine_net"))
+    assert refine == parameters
+    rest = 23_508_032 + (1_604_232 if style == "torch" else 1_603_464)
+    assert sum(p.numel() for p in network.parameters()) == parameters + rest
+
+
+def test_refinements_cost_what_the_paper_says_more() -> None:
+    """Its table: 5.87 GFLOPs joined as they are, 6.20 published, 6.92 with one bottleneck each.
+
+    A GFLOP of it is 2 ** 30 multiply-adds; what the forms have in common is left out.
+    """
+
+    def giga(**options: object) -> float:
+        with torch.device("meta"):
+            network = CPN(**options)  # type: ignore[arg-type]
+        return walk(network.predict, (256, 192)).macs / 2**30
+
+    concat = giga(refine="concat")
+    assert giga() - concat == pytest.approx(6.20 - 5.87, abs=0.01)
+    assert giga(refine="single") - concat == pytest.approx(6.92 - 5.87, abs=0.01)
+
+
+def test_forms_of_one_network_share_its_weights(shallow: None) -> None:
+    """GlobalNet alone is the whole CPN without its RefineNet, and CPN* is the CPN."""
+    image = uniform("image", (2, 3, 64, 96))
+    whole, coarse = seeded(), seeded(refine="none")
+    assert coarse.refine_net is None
+    missing = whole.state_dict().keys() - coarse.state_dict().keys()
+    assert missing == {n for n in whole.state_dict() if n.startswith("refine_net.")}
+    with torch.no_grad():
+        maps, refined = whole(image)
+        others, nothing = coarse(image)
+        assert nothing is None
+        assert refined is not None
+        assert all(torch.equal(a, b) for a, b in zip(maps, others, strict=True))
+        assert torch.equal(coarse.predict(image), maps[-1])
+        assert torch.equal(whole.predict(image), refined)
+    assert CPNStar().state_dict().keys() == whole.state_dict().keys()
+
+
+@pytest.mark.parametrize("level", range(4))
+@pytest.mark.parametrize("refine", ["cascade", "none"])
+def test_any_level_can_be_decoded(shallow: None, level: int, refine: str) -> None:
+    image = uniform("image", (2, 3, 64, 96))
+    network = seeded(refine=refine, decoded=LEVELS[level])
+    with torch.no_grad():
+        maps, _ = network(image)
+        assert torch.equal(network.predict(image), maps[level])
+        for later in LEVELS[level + 1 :]:  # finer levels are not computed
+            network.global_net.laterals[LEVELS.index(later)][0].weight.fill_(torch.nan)
+        assert torch.isfinite(network.predict(image)).all()
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3, 4])
+def test_refine_net_reads_the_finest_levels(shallow: None, levels: int) -> None:
+    """A level is read by its bottlenecks on the way to being joined, or not at all."""
+    network = seeded(levels=levels)
+    pyramid = [torch.full((1, 256, 2**i, 2**i), 1.0, requires_grad=True) for i in range(1, 5)]
+    assert network.refine_net is not None
+    network.refine_net(pyramid).square().sum().backward()
+    assert [p.grad is not None for p in pyramid] == [i >= 4 - levels for i in range(4)]
+    assert [len(branch) - 1 for branch in network.refine_net.cascade] == [3, 2, 1, 0][-levels:]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"depth": 34}, "depth 50 or 101 and style torch or tf, got 34"),
+        ({"refine": "sum"}, "refine cascade, single, concat or none, got 'sum'"),
+        ({"levels": 0}, "reads 1 to 4 levels, got 0"),
+        ({"levels": 5}, "reads 1 to 4 levels, got 5"),
+        ({"decoded": "C6"}, "gives refine, C5, C4, C3, C2, got decoded 'C6'"),
+        ({"refine": "none", "decoded": "refine"}, "none gives C5, C4, C3, C2, got .*'refine'"),
+    ],
+)
+def test_unknown_forms_are_refused(options: dict[str, object], words: str) -> None:
+    with pytest.raises(ModelError, match=words):
+        CPN(**options)  # type: ignore[arg-type]
+
+
+def test_registered_relatives() -> None:
+    assert model_spec("cpn50-global").kwargs["refine"] == "none"
+    published, star = model_spec("cpn50"), model_spec("cpn50-star")
+    assert star == replace(published, name="cpn50-star", network="cpn:CPNStar")

@@ -13,8 +13,16 @@ from torch import Tensor
 
 from fastpose.errors import ModelError
 from fastpose.models import model_spec
+from fastpose.models.spec import ModelSpec
 from fastpose.ops.render import render
-from fastpose.train.losses import cpn_loss, hard_keypoint_loss, joint_errors, mean_loss
+from fastpose.train.losses import (
+    cpn_loss,
+    global_loss,
+    hard_keypoint_loss,
+    joint_errors,
+    mean_loss,
+)
+from fastpose.train.objective import objective
 from fastpose.train.targets import megvii_targets
 
 KERNELS = {"cpn50": (15, 11, 9, 7), "cpn50-384": (23, 17, 13, 9)}
@@ -180,3 +188,33 @@ def test_an_unlabelled_joint_is_nothing_to_refine_net_but_empty_to_global_net() 
     assert refined.grad is not None
     assert not refined.grad.any()
     assert all(level.grad is not None and level.grad.all() for level in coarse)
+
+
+def output_of(spec: ModelSpec) -> tuple[list[Tensor], Tensor]:
+    maps = [uniform(f"output {i}", (2, 17, *spec.cells)) * 200 for i in range(5)]
+    return maps[:4], maps[4]
+
+
+@pytest.mark.parametrize("hard", [1, 8])
+def test_cpn_star_mines_nothing_whatever_is_asked_for(hard: int) -> None:
+    spec = model_spec("cpn50-star")
+    joints = uniform("joints", (2, 17, 2)) * 180
+    visibility = (uniform("seen", (2, 17)) * 3).floor()
+    (coarse, refined) = output_of(spec)
+    loss = objective(spec, hard)((coarse, refined), joints, visibility, spec.size)
+    targets, target, weights = megvii_targets(joints, visibility, spec)
+    squares = ((refined - target).square().mean(dim=(2, 3)) * weights).mean()
+    plain = global_loss(coarse, targets, style="torch")
+    torch.testing.assert_close(loss, plain + squares)
+    mined = objective(model_spec("cpn50"), hard)((coarse, refined), joints, visibility, spec.size)
+    assert mined > loss + 1
+
+
+def test_global_net_alone_has_its_own_term_for_loss() -> None:
+    spec = model_spec("cpn50-global")
+    joints, visibility = uniform("joints", (2, 17, 2)) * 180, torch.full((2, 17), 2.0)
+    coarse, _ = output_of(spec)
+    loss = objective(spec, 8)((coarse, None), joints, visibility, spec.size)
+    targets, _, _ = megvii_targets(joints, visibility, spec)
+    halves = [(a - b).square().mean() / 2 for a, b in zip(coarse, targets, strict=True)]
+    torch.testing.assert_close(loss, torch.stack(halves).sum())
