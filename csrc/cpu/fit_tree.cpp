@@ -46,14 +46,15 @@ class Transform {
     from_[0] = -HUGE_VAL;
     for (int v = 1; v < count; ++v) {
       double start = crossing(f, apex_[k], v);
-      while (start <= from_[k]) start = crossing(f, apex_[--k], v);
+      while (k > 0 && start <= from_[k]) start = crossing(f, apex_[--k], v);
       apex_[++k] = v;
       from_[k] = start;
     }
     return k;
   }
 
-  // Where the parabola of v > u begins to be higher than that of u.
+  // Where the parabola of v > u begins to be higher than that of u; with a weight next to 0 this
+  // may be at an infinity.
   double crossing(const double* f, int u, int v) const {
     return (f[u] - f[v]) * half_[v - u] + 0.5 * (u + v);
   }

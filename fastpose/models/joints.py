@@ -99,9 +99,8 @@ def _read_views(
     total = len(results) // count
     points, scores = np.empty((total, k, 2), np.float32), np.empty((total, k), np.float32)
     if flipped is not None:
-        results = (results + _mirrored_back(flipped, spec.joints.flip_order(), spec)) / np.float32(
-            2
-        )
+        back = _mirrored_back(flipped, spec.joints.flip_order(), spec)
+        results = (results + back) / np.float32(2)
     for person in range(total):
         rows = slice(person * count, (person + 1) * count)
         maps, window = merge_views(

@@ -127,8 +127,9 @@ void fit_tree_all() {
             std::vector<float> points(size_t(2) * parts * 2);
             std::vector<int64_t> chosen(size_t(2) * parts);
             double total[2];
-            fit_tree({scores.data(), 2, parts, types, height, width, parents, order, anchors.data(),
-                      0.1, points.data(), chosen.data(), total});
+            for (const double weight : {1e-310, 0.1})
+              fit_tree({scores.data(), 2, parts, types, height, width, parents, order,
+                        anchors.data(), weight, points.data(), chosen.data(), total});
           }
 }
 

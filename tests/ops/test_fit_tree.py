@@ -216,6 +216,16 @@ def test_kernel_equals_reference(shape, name, kind):
         assert summed == pytest.approx(expected[2][body], abs=1e-6)
 
 
+@pytest.mark.parametrize("weight", [5e-324, 1e-310, 1e-12, 1e3, 1e300])
+def test_springs_that_hardly_hold_or_hardly_give(weight):
+    tree = PART_TREES["flic18"]
+    arguments = (maps(2, 18, 1, 12, 9), tree.parents, tree.anchors)
+    expected = fit_tree(*arguments, weight=weight, backend="reference")
+    actual = fit_tree(*arguments, weight=weight, backend="cpp")
+    np.testing.assert_allclose(actual[2], expected[2], rtol=1e-9)
+    np.testing.assert_array_equal(actual[0], expected[0])
+
+
 @on_both
 def test_strided_scores(backend):
     tree = PART_TREES["flic18"]
