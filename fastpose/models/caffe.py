@@ -75,10 +75,7 @@ def read_caffemodel(path: Path) -> dict[str, np.ndarray]:
         blobs = {
             i: _blob(blob, f"{path}: {name!r}, blob {i}") for i, blob in enumerate(layer.blobs)
         }
-        named = _named(name, blobs)
-        if not arrays.keys().isdisjoint(named):
-            raise WeightsError(f"{path}: two layers are called {name!r}")
-        arrays |= named
+        _add(arrays, _named(name, blobs), path)
     if not arrays:
         raise WeightsError(f"{path}: no layer in it has weights: not the .caffemodel of a net")
     return arrays
@@ -96,20 +93,29 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
 
     Raises:
         WeightsError: the file is damaged or packed; it has arrays of Python objects, of which
-            reading would run code, or of anything but floating point.
+            reading would run code, or of anything but floating point; a blob is there twice.
     """
     arrays: dict[str, np.ndarray] = {}
-    numbered: dict[str, dict[int, np.ndarray]] = {}
+    numbered: dict[str, dict[str, np.ndarray]] = {}
     for key, array in _npz_arrays(path).items():
         match = NPZ_NAME.fullmatch(key)
         layer, digit, word = match.groups() if match else (key, None, None)
         if digit:
-            numbered.setdefault(layer, {})[int(digit)] = array
+            _add(numbered.setdefault(layer, {}), {f"{layer}.{digit}": array}, path)
         else:
-            arrays[f"{layer}.{PLURALS.get(word, word)}" if word else layer] = array
+            name = f"{layer}.{PLURALS.get(word, word)}" if word else layer
+            _add(arrays, {name: array}, path)
     for layer, blobs in numbered.items():
-        arrays |= _named(layer, blobs)
+        by_number = {int(name[-1]): array for name, array in blobs.items()}
+        _add(arrays, _named(layer, by_number), path)
     return arrays
+
+
+def _add(arrays: dict[str, np.ndarray], more: Mapping[str, np.ndarray], path: Path) -> None:
+    """Join arrays of different names; the same name would make one of two disappear."""
+    if twice := sorted(arrays.keys() & more.keys()):
+        raise WeightsError(f"{path}: {twice[0]!r} is in it twice")
+    arrays.update(more)
 
 
 def _named(layer: str, blobs: Mapping[int, np.ndarray]) -> dict[str, np.ndarray]:

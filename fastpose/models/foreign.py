@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -26,7 +26,6 @@ WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model")
 PREFIXES = ("module.", "_orig_mod.", "model.")
 SHOWN = 3  # names of each fault that an error tells
 WRAP = "export it to ONNX for `fastpose wrap`"
-
 
 OTHER_FILES = {
     r"\.caffemodel\.h5": "weights of Caffe in HDF5; save the net without HDF5, or its blobs by "
@@ -159,7 +158,7 @@ def refit(state: Mapping[str, Any], layout: Layout, spec: ModelSpec) -> dict[str
         return refitted
     names = [f"{layout.pixels.layer}.{kind}" for kind in ("weight", "bias")]
     weight, bias = (state.get(name) for name in names)
-    if not isinstance(weight, Tensor) or not isinstance(bias, Tensor):
+    if not _has_values(weight) or not _has_values(bias):
         return refitted  # which `fill` then tells
     if bias.ndim != 1 or weight.shape != (*bias.shape, 3, 3, 3):
         return refitted
@@ -190,8 +189,7 @@ def fill(network: nn.Module, state: Mapping[str, Any], layout: Layout, path: Pat
     own = _own_tensors(network, layout)
     fitting, report = _match(own, state, layout)
     for name, tensor in fitting.items():
-        dense = tensor.layout == torch.strided and not tensor.is_meta
-        if not dense or not tensor.is_floating_point():
+        if not _has_values(tensor):
             raise WeightsError(
                 f"{path}: {name} must be a dense tensor of floating point, got {tensor.dtype}"
             )
@@ -203,6 +201,16 @@ def fill(network: nn.Module, state: Mapping[str, Any], layout: Layout, path: Pat
     for name, tensor in fitting.items():
         own[name].copy_(tensor)
     return report
+
+
+def _has_values(tensor: Any) -> TypeGuard[Tensor]:
+    """A dense tensor of floating point, with memory behind it."""
+    return (
+        isinstance(tensor, Tensor)
+        and tensor.layout == torch.strided
+        and not tensor.is_meta
+        and tensor.is_floating_point()
+    )
 
 
 def models_that_fit(state: Mapping[str, Any], layout: Layout) -> list[str]:
@@ -241,7 +249,7 @@ def _match(
     wrong_shape = {}
     for theirs, tensor in state.items():
         name = _block_name(layout.place(theirs))
-        if name not in own or not isinstance(tensor, Tensor):
+        if name not in own or name in fitting or not isinstance(tensor, Tensor):
             unexpected.append(theirs)
         elif tensor.shape != own[name].shape:
             shapes = {"expected": list(own[name].shape), "found": list(tensor.shape)}

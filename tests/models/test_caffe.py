@@ -157,7 +157,7 @@ def test_absurd_sizes_are_refused_before_memory_is_asked_for(
             number(1, 40000) + chunk(2, b"\x22\x05a.net") + chunk(3, blob(counted(4))),
             "no layer in it has weights: not the .caffemodel of a net",
         ),
-        (caffemodel({"a": [counted(2)]}) * 2, "two layers are called 'a'"),
+        (caffemodel({"a": [counted(2)]}) * 2, "'a.weight' is in it twice"),
     ],
 )
 def test_what_is_no_caffemodel(tmp_path: Path, content: bytes, text: str) -> None:
@@ -229,6 +229,15 @@ def test_dumps_of_other_precision_and_order(tmp_path: Path) -> None:
     np.savez(tmp_path / "net.npz", a_0=array, b_0=array.astype(">f8"), c_0=array.astype("f2"))
     plain = {f"{name}.weight": counted(4, 3, 2, 2) for name in "abc"}
     same(read_npz(tmp_path / "net.npz"), plain)
+
+
+@pytest.mark.parametrize("names", [("a_0", "a.0"), ("a_0", "a_weight"), ("a/weights", "a.weight")])
+def test_a_blob_that_is_there_twice(tmp_path: Path, names: tuple[str, str]) -> None:
+    np.savez(tmp_path / "net.npz", **dict.fromkeys(names, counted(2)))
+    assert refused(read_npz, tmp_path / "net.npz") in (
+        "'a.0' is in it twice",
+        "'a.weight' is in it twice",
+    )
 
 
 class Trap:
