@@ -22,13 +22,15 @@ from fastpose.models.adversarial import (
 from fastpose.models.fpn import FPNDetector
 from fastpose.models.hourglass import DEPTH
 from fastpose.models.spec import DetectorSpec, ModelSpec
+from fastpose.models.tompson import Cascade
 from fastpose.models.weights import load_weights, start_detector
 from fastpose.train.adversarial import AdversarialStep, Rules, true_maps, yardstick
 from fastpose.train.data import Batch, TrainingSet, batches, prepared
 from fastpose.train.detection import detection_loss
 from fastpose.train.loop import Descent, Recipe
-from fastpose.train.objective import objective
+from fastpose.train.objective import cascade_objective, objective
 from fastpose.train.scenes import SceneBatch, Scenery, SceneSet
+from fastpose.train.tompson import phase_at, set_phase
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,25 @@ class PoseTask(PeopleTask):
         return self._objective(output, joints, visibility, size)
 
 
+class CascadeTask(PoseTask):
+    """A coarse-to-fine cascade, whose networks learn in turn and then together.
+
+    Args, raises: as in `PoseTask`.
+    """
+
+    def batches(self, size: tuple[int, int], epoch: int) -> Iterator[Batch]:
+        """See `loop.Task`."""
+        self._phase = phase_at(epoch, self.recipe.epochs)
+        self._objective = cascade_objective(self._spec, self._phase)
+        return super().batches(size, epoch)
+
+    def loss(self, network: nn.Module, batch: Batch, device: str) -> Tensor:
+        """How far what is trained now is from right on a batch."""
+        assert isinstance(network, Cascade), "made by `network`"
+        set_phase(network, self._phase)
+        return super().loss(network, batch, device)
+
+
 class AdversarialTask(PeopleTask):
     """Adversarial PoseNet, whose generator learns beside two discriminators.
 
@@ -216,7 +237,8 @@ def pose_task(
     """The task of a recipe; arguments and errors as in `PeopleTask` and the two tasks."""
     if isinstance(recipe, AdversarialRecipe):
         return AdversarialTask(spec, data, recipe, start)
-    return PoseTask(spec, data, recipe, start)
+    task = CascadeTask if spec.output == "cascade" else PoseTask
+    return task(spec, data, recipe, start)
 
 
 @dataclass(frozen=True)
