@@ -11,6 +11,8 @@ import numpy.typing as npt
 
 from fastpose import ops
 from fastpose.detect.boxes import BoxesFile, read_boxes
+from fastpose.detect.centres import CENTRES, CentreDetector
+from fastpose.detect.centres import SCORE as CENTRE_SCORE
 from fastpose.detect.fpn import PERSON, TwoStageDetector
 from fastpose.detect.layouts import (
     FITS,
@@ -22,7 +24,7 @@ from fastpose.detect.layouts import (
     recognise,
     samples_per_axis,
 )
-from fastpose.engines import Graph, open_graph, open_halves
+from fastpose.engines import Graph, open_engine, open_graph, open_halves
 from fastpose.errors import DetectorError
 from fastpose.geometry import boxes_to_affines, frame_box
 from fastpose.models import DETECTORS, detector_spec
@@ -72,8 +74,8 @@ def open_detector(
     """Open what finds the people.
 
     Args:
-        what: "default" or another name of `models.DETECTORS`, "none" (the whole frame is one
-            person), or the path of an ONNX graph.
+        what: "default" or another name of `models.DETECTORS`, "cpm-person" (see
+            `CentreDetector`), "none" (the whole frame is one person), or the path of an ONNX graph.
         layout: what the file's graph takes and gives, a name of `LAYOUTS`; None recognises it by
             the shapes of its outputs.
         kind: runtime, as `engines.open_halves` names them for our own detectors and
@@ -83,7 +85,7 @@ def open_detector(
         precision: as there; "auto" is "f32" for a detector whose low precision nobody measured.
         threads: as there.
         score: least score of a box that is kept, 0-1; None is 0.3, or what the spec of our own
-            detector says.
+            detector says, or 0.5 for "cpm-person".
         iou: boxes that overlap a better one by more than this are dropped, 0-1; for graphs that do
             not do so themselves. Ours fade instead (Soft-NMS).
         person_class: number of the class "person" in the file's; None takes the layout's.
@@ -94,14 +96,8 @@ def open_detector(
         EngineError, BackendError: the runtime cannot read or run it.
         ValueError: `score` or `iou` is not from 0 to 1, or `person_class` is negative.
     """
-    for name, value in (("score", score), ("iou", iou)):
-        if value is not None and not 0 <= value <= 1:
-            raise ValueError(f"{name} must be from 0 to 1, got {value}")
-    if person_class is not None and person_class < 0:
-        raise ValueError(f"person_class must not be negative, got {person_class}")
-    if layout is not None and layout not in LAYOUTS:
-        raise DetectorError(f"unknown layout {layout!r}; known: {', '.join(LAYOUTS)}")
-    own = what == "default" or what in DETECTORS
+    _check_options(layout, score, iou, person_class)
+    own = what in ("default", CENTRES) or what in DETECTORS
     for option, given in (("--detector-layout", layout), ("person_class", person_class)):
         if given is not None and (own or what == "none"):
             raise DetectorError(
@@ -109,11 +105,16 @@ def open_detector(
             )
     if what == "none":
         return WholeFrame()
+    if what == CENTRES:
+        engine = open_engine(
+            what, kind=kind, device=device, precision=precision, buckets=(1,), threads=threads
+        )
+        return CentreDetector(engine, score=CENTRE_SCORE if score is None else score)
     if own:
         return _open_own(detector_spec(what), kind, device, precision, threads, score)
     path = Path(what)
     if not path.is_file():
-        known = ", ".join(("default", *DETECTORS))
+        known = ", ".join(("default", *DETECTORS, CENTRES))
         raise DetectorError(
             f"{what}: no such file; a detector is FILE.onnx, none (the whole frame), or one of "
             f"{known}"
@@ -124,6 +125,19 @@ def open_detector(
     graph = open_graph(path, kind=kind, device=place, precision=chosen, threads=threads)
     floor = SCORE if score is None else score
     return GraphDetector(path, graph, layout, score=floor, iou=iou, person_class=person_class)
+
+
+def _check_options(
+    layout: str | None, score: float | None, iou: float, person_class: int | None
+) -> None:
+    """Raise the errors of `open_detector` that concern one argument alone."""
+    for name, value in (("score", score), ("iou", iou)):
+        if value is not None and not 0 <= value <= 1:
+            raise ValueError(f"{name} must be from 0 to 1, got {value}")
+    if person_class is not None and person_class < 0:
+        raise ValueError(f"person_class must not be negative, got {person_class}")
+    if layout is not None and layout not in LAYOUTS:
+        raise DetectorError(f"unknown layout {layout!r}; known: {', '.join(LAYOUTS)}")
 
 
 def _open_own(
