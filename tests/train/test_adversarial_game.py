@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,6 +17,7 @@ from test_loop import STILL, drawn_people
 from torch import Tensor, nn
 
 from fastpose import ops
+from fastpose.cli import main
 from fastpose.errors import ModelError
 from fastpose.models import MODELS, model_spec
 from fastpose.models.adversarial import AdversarialPoseNet, StackMaps
@@ -534,3 +536,23 @@ def test_rules_are_those_of_the_joints_or_the_recipes(
     assert tiny(tmp_path)._rules == Rules(delta=0.2)
     given = Rules(delta=0.4, gen_adv="literal")
     assert tiny(tmp_path, rules=given)._rules == given
+
+
+def test_the_command_line_trains_it(
+    tiny: Callable[..., AdversarialTask],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("onnxscript")
+    monkeypatch.setitem(MODELS, "tiny", replace(MODELS["tiny"], size=(32, 32)))
+    people = replace(drawn_people(tmp_path), name="lsp")
+    monkeypatch.setattr("fastpose.datasets.open_poses", lambda *_, **__: people)
+    words = ["train", "tiny", "--data", "lsp:drawn", "--out", str(tmp_path / "run"), "--json"]
+    words += ["--schedule", "32x32:1", "--batch", "4", "--precision", "f32", "--device", "cpu"]
+    assert main(words) == 0
+    card = json.loads(capsys.readouterr().out)
+    assert (card["recipe"]["rate"], card["recipe"]["batch"]) == (2.5e-4, 4)
+    state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    assert "confidence" in state["optimizer"]
+    assert (tmp_path / "run" / "tiny.onnx").is_file()
