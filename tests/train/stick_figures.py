@@ -81,11 +81,11 @@ def truth_of(points: Tensor, hidden: np.ndarray) -> Truth:
     return Truth(StackMaps(pose, occlusion), points, known, known, unit)
 
 
-def game(rules: Rules, *, channels: int = 8, occlusion: bool = True) -> AdversarialStep:
+def game(rules: Rules, *, stacks: int = 1, occlusion: bool = True) -> AdversarialStep:
     """Small networks that begin at random, always alike."""
     torch.manual_seed(0)
     return AdversarialStep(
-        AdversarialPoseNet(JOINTS, 1, channels, stem=(8, 16), depth=2, occlusion=occlusion),
+        AdversarialPoseNet(JOINTS, stacks, 8, stem=(8, 16), depth=2, occlusion=occlusion),
         PoseDiscriminator(JOINTS, occlusion, channels=16, depth=2),
         ConfidenceDiscriminator(JOINTS, occlusion, channels=8, depth=2),
         rules,

@@ -393,7 +393,7 @@ def test_running_statistics_count_a_networks_own_passes() -> None:
 
 
 def test_the_objective_is_the_weighted_sum_and_reaches_the_generator_alone() -> None:
-    step = game(Rules(delta=DELTA, alpha=0.3, beta=0.7))
+    step = game(Rules(delta=DELTA, alpha=0.3, beta=0.7), stacks=2)
     images, truth = figures(4, np.random.default_rng(0))
     objective = step.objective(images, truth)
     objective.backward()
@@ -413,7 +413,7 @@ def test_the_objective_is_the_weighted_sum_and_reaches_the_generator_alone() -> 
 
 def test_the_discriminators_see_the_last_stack_and_its_first_maps() -> None:
     """The maps that P and C learn from are those of the first forward pass, cut off from G."""
-    step = game(Rules(delta=DELTA))
+    step = game(Rules(delta=DELTA), stacks=2)
     images, truth = figures(4, np.random.default_rng(0))
     with torch.no_grad():
         first = step.generator(images)[-1].joined
