@@ -78,8 +78,9 @@ class CPM(_PoseMachine):
         num_keypoints: P; the network gives P + 1 maps, the last one the background's.
         stages: T; the released networks have 4 (FLIC) and 6 (LSP and MPII).
         pooling: "caffe", 3x3 with stride 2 on a grid without padding, the last window cut off at
-            the border, as released; "2x2", of which the paper's text reckons; "padded", 3x3 with a
-            padding of 1, as other people's ports have it, whose maps lie half a cell elsewhere.
+            the border, as released; "2x2", with which the paper's text reckons; "padded", 3x3 with
+            a padding of 1, as other people's ports have it, whose cells look at what lies 7 pixels
+            further up and left: weights of one are of no use in another.
         stage_reduce: see `predict`; "sum" is not in the paper.
         width: channels of the 9x9 and 11x11 layers, 128 as published; the rest is in proportion.
 
