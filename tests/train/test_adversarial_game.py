@@ -178,6 +178,12 @@ def test_a_joint_is_right_below_delta(x: float, target: int) -> None:
     assert labels.known.tolist() == [[True]]
 
 
+def test_the_place_of_a_joint_is_read_to_a_quarter_of_a_cell() -> None:
+    _, truth = one_joint(-2.2)  # at 10.2
+    pose = ops.render(torch.tensor([[[8.3, 8.0]]]), torch.ones(1, 1), CELLS, sigma=1.0)
+    assert pose_labels(pose, truth, delta=0.5).target.item() == 1  # at 8.25; its cell is 8
+
+
 def test_delta_and_the_unit_scale_the_distance() -> None:
     pose, truth = one_joint(1.99, unit=4.0)
     assert pose_labels(pose, truth, delta=0.49).target.item() == 0
