@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
@@ -47,7 +49,7 @@ def random_windows(
     if not 0 < zoom[0] <= zoom[1]:
         raise ValueError(f"zoom must be positive and ascending, got {zoom}")
     n = len(points)
-    scale = np.exp(rng.uniform(*np.log(zoom), (n, 1)))
+    scale = np.exp(rng.uniform(math.log(zoom[0]), math.log(zoom[1]), (n, 1)))
     held = points_to_boxes(points, np.isfinite(points).all(axis=-1)).astype(float)
     low, high = held[:, :2], held[:, 2:]
     if not allow_truncation:

@@ -53,9 +53,11 @@ class PoseRecipe(PeopleRecipe):
 
     Attributes:
         hard: M of online hard keypoint mining.
+        hard_cells: share of the cells that is mined, where a map holds several joints.
     """
 
     hard: int = 8
+    hard_cells: float = 0.25
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ class PoseTask(PeopleTask):
         self, spec: ModelSpec, data: TrainingSet, recipe: PoseRecipe, start: Path | None = None
     ) -> None:
         super().__init__(spec, data, recipe, start)
-        self._objective = objective(spec, recipe.hard)
+        self._objective = objective(spec, recipe.hard, recipe.hard_cells)
 
     def update(self, network: nn.Module, device: str) -> Descent:
         """See `loop.Task`."""
