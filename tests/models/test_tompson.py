@@ -146,10 +146,10 @@ def test_contrast_does_not_depend_on_gain_and_offset(gain: float, offset: float)
 
 def test_contrast_is_reckoned_in_float32_at_least() -> None:
     image = uniform("texture", (1, 3, 30, 40)).bfloat16()
-    expected = local_contrast(image.float()).bfloat16()
+    expected = local_contrast(image.float())
+    assert torch.equal(local_contrast(image), expected.bfloat16())
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(local_contrast(image), expected)
-        assert torch.equal(local_contrast(image.float()), local_contrast(image.float()))
+        assert torch.equal(local_contrast(image.float()), expected)
     assert local_contrast(image.double()).dtype == torch.float64
 
 
@@ -328,11 +328,6 @@ def test_peaks_are_the_first_highest_cells() -> None:
 # The fine network
 
 
-def joint_maps(fine: Fine, windows: list[Tensor], order: list[int]) -> Tensor:
-    """Maps of one picture whose joints' windows are brought into another order."""
-    return fine([window[order] for window in windows])
-
-
 @pytest.fixture
 def fine() -> Fine:
     network = Fine(5, Widths())
@@ -348,13 +343,11 @@ def windows() -> list[Tensor]:
 def test_permuted_joints_give_permuted_maps(fine: Fine, windows: list[Tensor]) -> None:
     order = [3, 0, 4, 1, 2]
     with torch.no_grad():
-        before = joint_maps(fine, windows, [0, 1, 2, 3, 4])
-        channels = fine.head.in_channels // 5
+        before = fine(windows)
         for name in ("weight", "bias"):
             tensor = getattr(fine.head, name)
             tensor.copy_(tensor[order])
-        after = joint_maps(fine, windows, order)
-    assert channels == Widths().fine
+        after = fine([window[order] for window in windows])
     torch.testing.assert_close(after, before[:, order], rtol=0, atol=1e-6 * before.abs().max())
 
 
@@ -399,8 +392,7 @@ def test_windows_of_the_picture_show_what_they_cut(kind: str) -> None:
     image = picture(1, (96, 352))
     centres = torch.tensor([[[40.0, 40.0], [300.0, 40.0]]])
     other = image.clone()
-    noise = uniform("noise", (3, 20, 20))
-    other[0, :, 30:50, 290:310] = noise - other[0, :, 290 % 30 : 290 % 30 + 20, :20]
+    other[0, :, 30:50, 290:310] = 2 * uniform("noise", (3, 20, 20)) - 1
     with torch.no_grad():
         before, after = network(image, centres).fine, network(other, centres).fine
     change = (before - after).abs().amax(dim=(0, 2, 3))
@@ -421,7 +413,7 @@ def test_no_gradient_to_the_places_of_windows(kind: str) -> None:
 # Network and reader
 
 
-def discretised(network: Cascade, image: Tensor) -> tuple[np.ndarray, np.ndarray]:
+def by_the_paper(network: Cascade, image: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Joints and scores by the paper's words: coarse place plus (dx, dy)."""
     with torch.inference_mode():
         coarse, fine, corners = network(image)
@@ -447,7 +439,7 @@ IDENTITY = np.tile(np.eye(2, 3), (2, 1, 1))
 def test_joint_is_coarse_place_plus_offset(pools: int, dtype: torch.dtype) -> None:
     network = narrow(14, pools=pools).to(dtype)
     image = picture().to(dtype)
-    expected, heights = discretised(network, image)
+    expected, heights = by_the_paper(network, image)
     with torch.inference_mode():
         results = network.predict(image).float().numpy()
     points, scores = locate_joints(results, IDENTITY, small_spec(network))
@@ -558,28 +550,24 @@ def test_one_graph_holds_peaks_windows_and_the_fine_network() -> None:
                 assert error <= 1e-5 * expected.abs().max()
 
 
-@pytest.mark.parametrize("kind", ["openvino", "onnxruntime"])
-@pytest.mark.parametrize("fine", ["shared", "crops"])
-@pytest.mark.parametrize("level", [False, True])
-def test_runtimes_cut_the_networks_windows(
-    kind: str, fine: str, level: bool, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize(("fine", "level"), [("shared", True), ("crops", False)])
+def test_runtimes_cut_the_networks_windows(fine: str, level: bool, tmp_path: Path) -> None:
     """Where all of a coarse map is level, the window lies at the first cell everywhere."""
-    pytest.importorskip(kind)
     network = narrow(14, pools=4, fine=fine)
     if level:
         nn.init.zeros_(network.coarse.head[-1].weight)
     path = tmp_path / "network.onnx"
     export_onnx(network, small_spec(network), path, half=False)
-    run = open_graph(path, kind=kind, threads=1)
     with torch.inference_mode():
+        expected = network.predict(picture(3))
+    for kind in ("openvino", "onnxruntime"):
+        pytest.importorskip(kind)
+        run = open_graph(path, kind=kind, threads=1)
         for count in (1, 3):
-            image = picture(count)
-            expected = network.predict(image)
-            actual = run({"image": image.numpy()})["heatmaps"]
-            error = np.abs(actual - expected.numpy()).max()
+            actual = run({"image": picture(3)[:count].numpy()})["heatmaps"]
+            error = np.abs(actual - expected[:count].numpy()).max()
             assert error <= 1e-4 * float(expected.abs().max())
-    run.close()
+        run.close()
 
 
 def test_low_precision_places_windows_by_the_maps_it_returns() -> None:
