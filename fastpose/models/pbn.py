@@ -23,8 +23,10 @@ class PBN(nn.Module):
     the stem are, and the branches' first ones are not, as a residual begins with a norm.
 
     Each stack adds its shared features to its input, whose shortcuts alone add up to five copies of
-    it: untrained, they grow about sixfold from stack to stack, and eight stacks leave the range of
-    half precision. bfloat16 holds them; so does half with `remap_features`.
+    it, so that features grow about sixfold from stack to stack until training stems that. Without
+    norm behind the branches' first convolution the maps grow likewise, and eight stacks did not
+    learn in our trials; with `norm_branches` they did, from the first batch. Eight untrained stacks
+    also leave the range of half precision, unless `remap_features` damps them; bfloat16 holds them.
 
     Args:
         num_keypoints: K.
@@ -36,6 +38,7 @@ class PBN(nn.Module):
             branches' "specific" ones, which the authors found to be worse.
         remap_features: the shared features pass a 1x1 convolution first, as the hourglass's do;
             the specific ones always do.
+        norm_branches: norm and ReLU behind the branches' first convolutions; see above.
         channels: of the shared features, a multiple of 4.
 
     Raises:
@@ -51,6 +54,7 @@ class PBN(nn.Module):
         depth: int = 1,
         propagate: str = "shared",
         remap_features: bool = False,
+        norm_branches: bool = False,
         channels: int = 256,
     ) -> None:
         super().__init__()
@@ -83,7 +87,7 @@ class PBN(nn.Module):
             for _ in range(stacks)
         )
         self.branches = nn.ModuleList(
-            Branches(parts, channels, width, depth) for _ in range(stacks)
+            Branches(parts, channels, width, depth, norm_branches) for _ in range(stacks)
         )
         told = channels if propagate == "shared" else len(parts.groups) * width
         remapped = remap_features or propagate == "specific"
@@ -128,12 +132,18 @@ class Branches(nn.Module):
         channels: C of the shared features.
         width: W, channels of a branch.
         depth: D, residuals of a branch.
+        norm: norm and ReLU behind the first convolutions.
     """
 
-    def __init__(self, parts: Partition, channels: int, width: int, depth: int) -> None:
+    def __init__(
+        self, parts: Partition, channels: int, width: int, depth: int, norm: bool = False
+    ) -> None:
         super().__init__()
         count = len(parts.groups)
         self.enter = nn.Conv2d(channels, count * width, 1)
+        self.norm = (
+            nn.Sequential(nn.BatchNorm2d(count * width), nn.ReLU()) if norm else nn.Identity()
+        )
         self.residuals = nn.Sequential(
             *(
                 Residual(count * width, count * width, count * width // 2, groups=count)
@@ -144,7 +154,7 @@ class Branches(nn.Module):
 
     def forward(self, shared: Tensor) -> tuple[Tensor, Tensor]:
         """[N, C, h, w] -> specific features [N, G * W, h, w] and heat maps [N, K, h, w]."""
-        specific = self.residuals(self.enter(shared))
+        specific = self.residuals(self.norm(self.enter(shared)))
         return specific, self.maps(specific)
 
 
@@ -152,7 +162,10 @@ class GroupedMaps(nn.Module):
     """A 1x1 convolution from the features of each joint's group to its heat map.
 
     Groups differ in size, so this is one convolution of all features whose kernel is 0 outside the
-    joint's own group. It gives the maps in the order of the joints.
+    joint's own group. It gives the maps in the order of the joints. The kernels start near 0, as
+    those of Xiao et al., Simple Baselines for Human Pose Estimation and Tracking, ECCV 2018: the
+    features are not normed, and kernels of the usual strength would begin with maps a hundred times
+    as strong as the true ones.
 
     Args:
         parts: G groups of K joints.
@@ -161,8 +174,10 @@ class GroupedMaps(nn.Module):
 
     def __init__(self, parts: Partition, width: int) -> None:
         super().__init__()
-        own = nn.Conv2d(width, len(parts.owners), 1)  # a joint's row sees its group's channels
-        self.weight, self.bias = own.weight, own.bias
+        joints = len(parts.owners)
+        self.weight = nn.Parameter(torch.empty(joints, width, 1, 1))  # a row sees its own group
+        self.bias = nn.Parameter(torch.zeros(joints))
+        nn.init.normal_(self.weight, std=0.001)
         self.before = [group * width for group in parts.owners]
         self.channels = len(parts.groups) * width
 
