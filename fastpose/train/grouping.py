@@ -22,7 +22,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fastpose.datasets import PoseData, open_poses
+from fastpose.datasets.files import read_json
 from fastpose.errors import BackendError, DataError, FastposeError
+from fastpose.sinks.files import not_writable, partial_path
 from fastpose.skeleton import LSP14, MPII16, SKELETONS, Skeleton
 
 GRID = 16  # cells on each side of the unit square
@@ -188,10 +190,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     try:
         report = _report(args)
+        if args.out:
+            _write(args.out, report)
     except FastposeError as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
-    if args.out:
-        _write(args.out, report)
     sys.stdout.write((json.dumps(report) if args.json else _table(report)) + "\n")
 
 
@@ -226,8 +228,15 @@ def _command(args: argparse.Namespace) -> str:
 
 
 def _write(path: Path, report: dict[str, Any]) -> None:
-    """Put the report into the file, in place of an earlier one of the same joints."""
-    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    """Put the report into the file, in place of an earlier one of the same joints.
+
+    Raises:
+        DataError: what is there is not such a file.
+        OutputError: it cannot be written.
+    """
+    found = read_json(path) if path.exists() else {}
+    if not isinstance(found, dict) or not all(isinstance(row, dict) for row in found.values()):
+        raise DataError(f"{path}: no file of part groups: expected an object for each joint set")
     found[report["joints"]] = {key: value for key, value in report.items() if key != "joints"}
     parts = []
     for joints, row in sorted(found.items()):
@@ -236,7 +245,12 @@ def _write(path: Path, report: dict[str, Any]) -> None:
             for key, value in row.items()
         ]
         parts.append(f"  {json.dumps(joints)}: {{\n" + ",\n".join(fields) + "\n  }")
-    path.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
+    part = partial_path(path)
+    try:
+        part.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        raise not_writable(path, error) from None
 
 
 def _rows(matrix: list[list[float]]) -> str:

@@ -274,7 +274,16 @@ def test_command_prints_one_document_or_one_line_of_what_is_wrong(
     assert (report["joints"], report["people"], report["mirrored"]) == ("mpii16", count, False)
     assert sorted(itertools.chain(*report["clusters"]["3"])) == list(range(16))
     assert str(tmp_path) not in report["command"]
-    with pytest.raises(SystemExit) as stop:
-        main(["--data", f"mpii:{tmp_path / 'other.npz'}"])
-    assert stop.value.code == 2
-    assert "other.npz" in capsys.readouterr().err
+    broken, other = tmp_path / "broken.json", tmp_path / "other.npz"
+    broken.write_text("[1]")
+    for options, words in (
+        (["--data", f"mpii:{other}"], "other.npz"),
+        (["--data", data, "--clusters", "17"], "16 joints make 2 to 16 clusters, not 17"),
+        (["--data", data, "--out", str(broken)], "broken.json: no file of part groups"),
+        (["--data", data, "--out", str(tmp_path / "nowhere" / "x.json")], "nowhere"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(options)
+        assert stop.value.code == 2
+        assert words in capsys.readouterr().err
+    assert broken.read_text() == "[1]"
