@@ -86,18 +86,18 @@ class Cascade(nn.Module):
         widths: Widths | None = None,
     ) -> None:
         super().__init__()
-        if fine not in FINES or jitter < 0:
+        if fine not in FINES or jitter < 0 or not 0 <= dropout < 1 or num_keypoints < 1:
             raise ModelError(
-                "Cascade needs fine shared, crops or None and jitter from 0 on, "
-                f"got {fine!r} and {jitter!r}"
+                "Cascade needs num_keypoints from 1 on, fine shared, crops or None, dropout from 0 "
+                "to 1, jitter from 0 on, "
+                f"got {num_keypoints!r}, {fine!r}, {dropout!r} and {jitter!r}"
             )
         widths = widths or Widths()
         self.coarse = Coarse(num_keypoints, layout, pools, banks, drop_stage, dropout, widths)
         self.picture = PictureFeatures(widths.stage) if fine == "crops" else None
         self.fine = Fine(num_keypoints, widths) if fine else None
         self.jitter = jitter
-        self.coarse_only = False
-        """`forward` stops at the coarse maps, for the phase of training that needs no others."""
+        self.coarse_only = False  # for the phase of training that needs no fine maps
         self.multiple = max(self.coarse.stride, SNAP) if fine else self.coarse.stride
         self.apply(_initialise)
         for head in (self.coarse.head[-1], self.fine.head if self.fine else None):
@@ -183,7 +183,7 @@ class Coarse(nn.Module):
         """[N, 3, h, w] -> maps [N, J, h / stride, w / stride] and the features of four taps.
 
         The taps are the first two stages of the banks of the full and of the half picture, with
-        TAP_STRIDES.
+        TAP_STRIDES. Where the picture has to be padded, they go on as far as the padding.
         """
         h, w = image.shape[2:]
         # Up to a whole cell of the coarsest bank: otherwise its cells would lie across the others'.
