@@ -157,8 +157,7 @@ class Remap(nn.Module):
         super().__init__()
         self.pose = nn.Conv2d(num_keypoints, channels, 1)
         self.occlusion = nn.Conv2d(num_keypoints, channels, 1) if occlusion else None
-        for parameter in self.parameters():
-            nn.init.zeros_(parameter)
+        _silence(self)
 
     def forward(self, maps: StackMaps) -> Tensor:
         """[N, K, h, w] each -> their sum [N, channels, h, w]."""
@@ -272,7 +271,16 @@ def _check_maps(maps: Tensor, channels: int, multiple: int) -> None:
 
 
 def _head(channels: int, num_keypoints: int) -> nn.Sequential:
-    """A reduction to the number of joints and a linear classifier, as the paper calls them."""
-    return nn.Sequential(
-        nn.Conv2d(channels, num_keypoints, 1), nn.Conv2d(num_keypoints, num_keypoints, 1)
-    )
+    """A reduction to the number of joints and a linear classifier, as the paper calls them.
+
+    The classifier begins at 0, so the maps begin empty, which nearly all of every true map is. At
+    random they would begin loud, and RMSprop would long remember the first gradients.
+    """
+    classifier = nn.Conv2d(num_keypoints, num_keypoints, 1)
+    _silence(classifier)
+    return nn.Sequential(nn.Conv2d(channels, num_keypoints, 1), classifier)
+
+
+def _silence(module: nn.Module) -> None:
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)

@@ -215,6 +215,12 @@ def test_a_generator_that_cannot_be_built_is_refused(arguments: dict[str, Any]) 
         AdversarialPoseNet(**arguments)
 
 
+def test_an_untrained_generator_draws_nothing() -> None:
+    network = AdversarialPoseNet(JOINTS, 2, channels=32, stem=(8, 16), depth=2)
+    with torch.no_grad():
+        assert not any(maps.joined.any() for maps in network(picture()))
+
+
 # The discriminators
 
 

@@ -454,13 +454,12 @@ def test_optimisers_are_the_papers() -> None:
 def test_a_short_game_is_lost_by_nobody() -> None:
     """G learns, no loss diverges, and P comes to tell G's wrong joints from true ones."""
     step = game(Rules(delta=DELTA))
-    before = judged(step, 100)
     losses = play(step, 75)
-    after = judged(step, 100)
     assert all(math.isfinite(value) for row in losses for value in row.values())
-    assert losses[-1]["generator"] < losses[25]["generator"] / 2
-    assert losses[-1]["objective"] < losses[-1]["generator"] * 1.5
-    assert after["generated"] > max(0.75, before["generated"] + 0.1)
+    assert losses[-1]["generator"] < 0.6 * losses[0]["generator"]
+    verdicts = judged(step, 100)
+    assert verdicts["found"] > 0.7
+    assert verdicts["generated"] > 0.85
 
 
 def test_separation_is_the_share_of_pairs_in_order() -> None:
