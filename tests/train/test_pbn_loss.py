@@ -181,13 +181,13 @@ def dots(rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
 
 @pytest.mark.parametrize(("stacks", "options"), [(2, {}), (8, {"norm_branches": True})])
 def test_learns_where_dots_are(stacks: int, options: dict) -> None:
-    """In all stacks, by the published optimiser: better than empty maps within 40 batches."""
+    """In all stacks, by the published optimiser: better than empty maps within 15 batches."""
     torch.manual_seed(0)
     spec = replace(model_spec("pbn-lsp"), size=(64, 64))
     network = PBN(14, "lsp14-data5", stacks, width=8, channels=16, **options).train()
     optimizer, loss = rmsprop(network), objective(spec, hard=8)
     rng = np.random.default_rng(0)
-    for _ in range(40):
+    for _ in range(15):
         images, joints, _ = dots(rng)
         optimizer.zero_grad()
         loss(network(images), joints, torch.full((8, 14), 2.0), spec.size).backward()
@@ -197,4 +197,4 @@ def test_learns_where_dots_are(stacks: int, options: dict) -> None:
         maps = network(images)
     empty = spots.square().mean()
     errors = [((stack - spots).square().mean() / empty).item() for stack in maps]
-    assert max(errors) < 0.99
+    assert max(errors) < 0.98
