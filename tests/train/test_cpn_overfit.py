@@ -32,7 +32,7 @@ from fastpose.types import Boxes, People  # noqa: E402
 
 COUNT, FACE = 32, 5
 SPEC = replace(model_spec("cpn-light"), size=(96, 64), skeleton="coco17", sigma=1.5)
-STEPS, BATCH, RATE = 190, 12, 1.5e-2
+STEPS, BATCH, RATE = 210, 12, 1.5e-2
 
 # where a person's joints lie in the box, in its width and height; seen from behind
 STANDING = np.array(
@@ -83,12 +83,13 @@ def trained(
 ) -> LightCPN:
     cut = [crop_people(f, b[None], SPEC.window) for f, b in zip(frames, boxes, strict=True)]
     images = torch.from_numpy(np.concatenate([image for image, _ in cut]))
+    images = images.contiguous(memory_format=torch.channels_last)  # a quarter faster
     affines = np.concatenate([affine for _, affine in cut])
     places = torch.from_numpy(apply(invert(affines), joints).astype(np.float32))
     visibility = torch.full((COUNT, len(COCO17)), 2.0)
     visibility[:, :FACE] = 0
     torch.manual_seed(0)
-    network = narrow().train()
+    network = narrow().train().to(memory_format=torch.channels_last)
     loss = objective(SPEC, 8)
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=0.0)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=STEPS)
