@@ -32,6 +32,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=os.environ.get("FASTPOSE_DATA"),
         help="folder of data sets; without it (or FASTPOSE_DATA) the tests that read them skip",
     )
+    parser.addoption(
+        "--full-size",
+        action="store_true",
+        help="test every registered model at its full width and depth, a matter of ten minutes",
+    )
 
 
 @pytest.fixture(scope="session")
