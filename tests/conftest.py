@@ -44,7 +44,7 @@ def data_dir(request: pytest.FixtureRequest) -> Path:
     """The folder of data sets."""
     folder = request.config.getoption("--data-dir")
     if not folder:
-        pytest.skip("needs data sets: give --data-dir DIR or set FASTPOSE_DATA")
+        pytest.skip("needs data sets: give --data-dir=DIR or set FASTPOSE_DATA")
     if not Path(folder).is_dir():
         pytest.fail(f"--data-dir {folder} is no folder")
     return Path(folder)
