@@ -142,12 +142,29 @@ def test_low_precision_is_near(network: nn.Module, small: ModelSpec, dtype: torc
     actual = predict(low, image.to(dtype, memory_format=torch.channels_last))
     assert actual.dtype == dtype
     expected = predict(network, image)
-    if small.output == "cascade":  # its fine maps compare where they show the same window
-        cells = small.cells[0] * small.cells[1]
+    limit = 0.1 if dtype == torch.bfloat16 else 0.02
+    assert_results_close(actual, expected, limit, small)
+
+
+@pytest.mark.gpu
+def test_cuda_gives_the_cpus_maps(network: nn.Module, small: ModelSpec) -> None:
+    image = picture(small, 3)
+    expected = predict(network, image)
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        actual = predict(copy.deepcopy(network).cuda(), image.cuda()).cpu()
+    assert_results_close(actual, expected, 1e-4, small)
+
+
+def assert_results_close(
+    actual: Tensor, expected: Tensor, tolerance: float, spec: ModelSpec
+) -> None:
+    """`assert_maps_close`; a cascade's fine maps where both show the same window."""
+    if spec.output == "cascade":
+        cells = spec.cells[0] * spec.cells[1]
         same = actual[..., :cells].argmax(dim=2) == expected[..., :cells].argmax(dim=2)
         assert same.float().mean() > 0.5
         actual, expected = actual[same], expected[same]
-    assert_maps_close(actual, expected, 0.1 if dtype == torch.bfloat16 else 0.02)
+    assert_maps_close(actual, expected, tolerance)
 
 
 @pytest.mark.parametrize("shape", [(1, 5, 64, 128), (1, 3, 64, 97), (3, 64, 128)])
