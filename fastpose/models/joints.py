@@ -157,7 +157,7 @@ def _read_parts(
     best = np.arange(0, len(parts), len(spec.views))
     best = best + total.reshape(-1, len(spec.views)).argmax(axis=1)
     scores = tree.parts_to_joints(scores[best]) / np.float32(spec.peak_value)
-    found = np.asarray(scores > 0)  # NaN is not
+    found = np.asarray(np.isfinite(scores) & (scores > 0))
     frame = cells_to_frame(affines[best], spec.convention, spec.size, results.shape[2:])
     points = apply(frame, tree.parts_to_joints(cells[best])).astype(np.float32)
     return np.where(found[..., None], points, np.float32(np.nan)), np.where(found, scores, 0)

@@ -343,6 +343,23 @@ def test_a_view_without_a_finite_result_is_passed_over(method):
     assert not scores.any()
 
 
+@pytest.mark.parametrize("method", ["tree", "argmax"])
+@pytest.mark.parametrize("value", [0.0, -1.0, np.nan, np.inf])
+def test_a_joint_whose_part_is_nowhere_is_missing(method, value):
+    scene = Scene(spec_of("structured-lsp", method=method))
+    scene.put(0, 0.7)
+    scene.maps(0, scene.tree.parts.index("left_wrist"))[:] = value
+    points, scores = scene.find()
+    wrist = LSP14.joints.index("left_wrist")
+    assert np.isnan(points[0, wrist]).all()
+    assert scores[0, wrist] == 0
+    others = np.arange(14) != wrist
+    np.testing.assert_allclose(scores[0, others], 0.7)
+    np.testing.assert_allclose(
+        points[0, others], scene.joints[0, others], atol=0.51 * scene.cell[0]
+    )
+
+
 @pytest.mark.parametrize("name", ["structured-lsp", "structured-flic"])
 def test_nobody_has_no_joints(name):
     spec = spec_of(name, 1.0, 1.2)
