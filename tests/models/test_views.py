@@ -11,9 +11,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fastpose import ops
 from fastpose.crop import view_boxes
 from fastpose.errors import ModelError
-from fastpose.geometry import apply, boxes_to_affines, cells_to_frame, invert
+from fastpose.geometry import apply, boxes_to_affines, cells_to_frame, compose, invert
 from fastpose.models import CPM_VIEWS, model_spec
 from fastpose.models.joints import locate_joints
 from fastpose.models.spec import ModelSpec
@@ -133,10 +134,12 @@ BOX = np.array([[60.0, 40.0, 160.0, 240.0]])
 SMALL = replace(model_spec("cpm-lsp"), size=(184, 184))
 
 
-def seen(joints: np.ndarray, spec: ModelSpec, background: float = 9.0) -> tuple:
+def seen(
+    joints: np.ndarray, spec: ModelSpec, background: float = 9.0, box: np.ndarray = BOX
+) -> tuple:
     """Maps [S, K + 1, h, w] of joints [K, 2] in the frame, and the windows' affines."""
     affines = boxes_to_affines(
-        view_boxes(BOX, spec.views), spec.size, padding=spec.padding, convention=spec.convention
+        view_boxes(box, spec.views), spec.size, padding=spec.padding, convention=spec.convention
     )
     cells = invert(cells_to_frame(affines, spec.convention, spec.size, spec.cells))
     rows, columns = np.indices(spec.cells)
@@ -173,9 +176,14 @@ def test_one_view_is_read_at_the_same_resolution() -> None:
 
 
 def test_people_follow_each_other_view_by_view() -> None:
-    first, second = some_joints(1), some_joints(2)
-    maps, affines = zip(*(seen(joints, SMALL) for joints in (first, second)), strict=True)
+    away = np.array([300.0, -90.0])  # where the second one stands, twice as large
+    first, second = some_joints(1), 2 * some_joints(2) + away
+    box = 2 * BOX + np.tile(away, 2)
+    maps, affines = zip(seen(first, SMALL), seen(second, SMALL, box=box), strict=True)
     points, _ = locate_joints(np.concatenate(maps), np.concatenate(affines), SMALL)
+    pixel = 200 * SMALL.padding / 184
+    assert np.abs(points[0] - first).max() <= 1.5 * pixel
+    assert np.abs(points[1] - second).max() <= 1.5 * 2 * pixel
     for row in range(2):
         alone, _ = locate_joints(maps[row], affines[row], SMALL)
         np.testing.assert_array_equal(points[row], alone[0])
@@ -202,6 +210,34 @@ def test_mirrored_views_are_averaged_in() -> None:
     np.testing.assert_array_equal(both[0], expected[0])
     half = locate_joints(maps, affines, SMALL, flipped=np.zeros_like(maps))
     np.testing.assert_allclose(half[1], expected[1] / 2, rtol=1e-5)
+
+
+def test_mirrored_views_are_shifted_where_the_convention_says_so() -> None:
+    """Of "msra" a mirrored-back map lies one cell to the left."""
+    spec = replace(SMALL, convention="msra")
+    maps, affines = seen(some_joints(), spec)
+    order = [*spec.joints.flip_order(), 14]
+    mirrored = np.roll(maps, -1, axis=3)[:, order, :, ::-1]
+    expected = locate_joints(maps, affines, spec)
+    both = locate_joints(maps, affines, spec, flipped=mirrored)
+    np.testing.assert_array_equal(both[0], expected[0])
+    np.testing.assert_allclose(both[1], expected[1], rtol=1e-5)
+
+
+def test_a_peak_of_joined_views_is_as_wide_as_they_are_enlarged() -> None:
+    """DARK blurs by the width that it is told, here in cells of the fine grid."""
+    spec = replace(SMALL, views=(1.0,), method="dark")
+    maps, affines = seen(some_joints(), spec)
+    points, _ = locate_joints(maps, affines, spec)
+    merged, window = merge_views(maps[:, :-1], spec.views, spec.convention, spec.size, enlarge=8)
+    expected, _ = ops.decode(
+        merged[None], method="dark", sigma=8 * spec.sigma, affines=compose(affines, window)
+    )
+    np.testing.assert_allclose(points, expected, atol=1e-4)
+    narrow, _ = ops.decode(
+        merged[None], method="dark", sigma=spec.sigma, affines=compose(affines, window)
+    )
+    assert np.abs(narrow - points).max() > 0.01
 
 
 def test_the_published_loop_over_scales_finds_the_same_pixels() -> None:
