@@ -184,6 +184,21 @@ def test_stage_1_drops_out_in_training_alone() -> None:
     assert not torch.equal(forward(network, image)[0], forward(network, image)[0])
 
 
+def test_half_of_what_the_last_two_layers_of_stage_1_see_is_dropped() -> None:
+    network, seen = seeded(lambda: CPM(3, stages=1, width=32)).train(), []
+    for before, layer in (("conv5_stage1", "conv6_stage1"), ("conv6_stage1", "conv7_stage1")):
+        nn.init.constant_(network.get_submodule(before).weight, 0.0)
+        nn.init.constant_(network.get_submodule(before).bias, 1.0)  # 0 is what was dropped
+        network.get_submodule(layer).register_forward_pre_hook(lambda _, x: seen.append(x[0]))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        forward(network, uniform("picture", (1, 3, 128, 128)))
+    assert len(seen) == 2
+    for x in seen:
+        assert set(x.unique().tolist()) == {0.0, 2.0}
+        assert (x == 0).float().mean().item() == pytest.approx(0.5, abs=0.02)
+
+
 @pytest.mark.parametrize("build", [lambda: CPM(9, stages=2, width=32), lambda: CPMBatchNorm(4, 1)])
 def test_weights_start_as_published(build: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)
