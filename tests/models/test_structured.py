@@ -194,6 +194,19 @@ def test_pixels_and_views_as_released() -> None:
     assert len(model_spec("structured-flic").views) == 10  # 448 pixels down to 224
 
 
+def test_weights_start_as_released() -> None:
+    torch.manual_seed(0)
+    network = Structured(14, fcn6_channels=64, part_channels=16, transform_mid_channels=8)
+    deviations = {
+        network.fcn6[0]: 0.001, network.fcn7: 0.01, network.transforms[0]: 0.01,
+        network.classify: 0.1, network.background[0]: 0.01, network.background[-1]: 0.1,
+    }  # fmt: skip
+    for layer, deviation in deviations.items():
+        assert layer.weight.std().item() == pytest.approx(deviation, rel=0.1)
+    for layer in network.modules():
+        assert not isinstance(layer, nn.Conv2d) or not layer.bias.any()
+
+
 def test_untrained_network_stays_in_range_of_half_precision() -> None:
     torch.manual_seed(0)
     network = Structured(14, part_channels=16).eval().half()
