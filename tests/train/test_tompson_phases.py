@@ -147,6 +147,14 @@ def test_the_standard_cascade_is_trained_apart(phase: int, learns: set[str]) -> 
     assert max(gradients(network, "coarse.")) == 0
 
 
+def test_phase_one_makes_no_fine_maps() -> None:
+    network = narrow()
+    set_phase(network, 1)
+    assert network(picture())[1:] == (None, None)
+    set_phase(network, 3)
+    assert None not in network(picture())[1:]
+
+
 def test_phase_two_sees_the_coarse_maps_of_prediction() -> None:
     network = narrow()
     set_phase(network, 2)
