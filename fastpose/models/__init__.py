@@ -169,9 +169,9 @@ def _hourglass(name: str, parameters: int, network: str, kwargs: dict[str, Any])
     )
 
 
-def _pbn(name: str, skeleton: str, groups: str, parameters: int) -> ModelSpec:
+def _pbn(name: str, skeleton: str, groups: str, parameters: int, **kwargs: Any) -> ModelSpec:
     """A PBN of eight stacks; the paper takes each map's highest cell, and does not shift pixels."""
-    spec = _hourglass(name, parameters, "pbn:PBN", {"groups": groups})
+    spec = _hourglass(name, parameters, "pbn:PBN", {"groups": groups, **kwargs})
     return replace(
         spec,
         skeleton=skeleton,
@@ -300,6 +300,11 @@ MODELS = {
     "pbn-mpii": _pbn("pbn-mpii", "mpii16", "mpii16-data5", 25_690_752),
     "pbn6-mpii": _pbn("pbn6-mpii", "mpii16", "mpii16-hand6", 25_931_904),
     "pbn-lsp": _pbn("pbn-lsp", "lsp14", "lsp14-data5", 25_686_128),
+    # those to be trained: see `fastpose.models.pbn.PBN`
+    "pbn-mpii-norm": _pbn(
+        "pbn-mpii-norm", "mpii16", "mpii16-data5", 25_695_872, norm_branches=True
+    ),
+    "pbn-lsp-norm": _pbn("pbn-lsp-norm", "lsp14", "lsp14-data5", 25_691_248, norm_branches=True),
 }
 DEFAULT_MODEL = "cpn-light"
 

@@ -49,6 +49,8 @@ COSTS: dict[str, Cost] = {
     "pbn-mpii": Cost(29.48, 5198),
     "pbn6-mpii": Cost(30.49, 5198),
     "pbn-lsp": Cost(29.44, 5198),
+    "pbn-mpii-norm": Cost(29.48, 5198),
+    "pbn-lsp-norm": Cost(29.44, 5198),
     "fpn-light": Cost(2.86, 374),
     "fpn50": Cost(353.03, 555),
     "fpn101": Cost(486.67, 1099),

@@ -21,7 +21,7 @@ from fastpose.models.cpn_light import LightCPN
 from fastpose.models.spec import ModelSpec
 
 HALVING = ("hourglass", "pbn", "adversarial")  # down to 1/64 of the input
-LEAVE_HALF = ("pbn-mpii", "pbn6-mpii", "pbn-lsp")  # two stacks do not: see test_pbn.py
+LEAVE_HALF = tuple(n for n in MODELS if n.startswith("pbn"))  # two stacks do not: see test_pbn.py
 # Without --full-size: options by which a network of the same layers is small enough for a test,
 TWO_STACKS = {"stacks": 2}
 SMALL = {
@@ -33,12 +33,14 @@ SMALL = {
     "pbn-mpii": TWO_STACKS,
     "pbn6-mpii": TWO_STACKS,
     "pbn-lsp": TWO_STACKS,
+    "pbn-mpii-norm": TWO_STACKS,
+    "pbn-lsp-norm": TWO_STACKS,
     "hourglass8": TWO_STACKS,
 }  # fmt: skip
 # and models that have another's layers, but more of them, fewer poolings, or other joints.
 SIBLINGS = (
     "cpn101", "cpn101-tf", "cpn50-star", "tompson-mpii-8x", "tompson-mpii-16x", "adversarial-lsp",
-    "pbn6-mpii", "pbn-lsp", "hourglass8",
+    "pbn6-mpii", "pbn-lsp", "pbn-lsp-norm", "hourglass8",
 )  # fmt: skip
 
 

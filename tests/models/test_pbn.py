@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -165,6 +166,17 @@ def test_parameters_of_the_options(options: dict, more: int) -> None:
     with torch.device("meta"):
         network = PBN(16, stacks=3, **options)
     assert sum(p.numel() for p in network.parameters()) == 9_983_664 + more
+
+
+@pytest.mark.parametrize("name", ["pbn-mpii", "pbn-lsp"])
+def test_the_models_to_be_trained_have_norm_in_their_branches_and_else_what_is_published(
+    name: str,
+) -> None:
+    published, normed = model_spec(name), model_spec(f"{name}-norm")
+    assert published.kwargs | {"norm_branches": True} == normed.kwargs
+    assert normed.parameters == published.parameters + 8 * 5 * 2 * 64
+    same = {"name": normed.name, "kwargs": normed.kwargs, "parameters": normed.parameters}
+    assert replace(published, **same) == normed
 
 
 @pytest.mark.parametrize("name", PBNS)
