@@ -31,12 +31,15 @@ class _PoseMachine(nn.Module):
     """Convolutions under the names they have in Caffe, so that released weights fit 1:1.
 
     Args:
+        num_keypoints: P.
         stages: T, how often the maps are predicted.
         stage_reduce: what of the stages is decoded: "last", or "sum" of all.
     """
 
-    def __init__(self, stages: int, stage_reduce: str) -> None:
+    def __init__(self, num_keypoints: int, stages: int, stage_reduce: str) -> None:
         super().__init__()
+        if type(num_keypoints) is not int or num_keypoints < 1:
+            raise ModelError(f"a CPM needs at least 1 joint, got {num_keypoints!r}")
         if type(stages) is not int or stages < 1:
             raise ModelError(f"a CPM needs at least 1 stage, got {stages!r}")
         if stage_reduce not in STAGE_REDUCES:
@@ -96,7 +99,7 @@ class CPM(_PoseMachine):
         stage_reduce: str = "last",
         width: int = 128,
     ) -> None:
-        super().__init__(stages, stage_reduce)
+        super().__init__(num_keypoints, stages, stage_reduce)
         if pooling not in POOLINGS:
             raise ModelError(f"pooling must be one of {', '.join(POOLINGS)}, got {pooling!r}")
         if type(width) is not int or width < 4 or width % 4:
@@ -164,22 +167,22 @@ class _VGGMachine(_PoseMachine):
         deeper: (name, channels) of the 3x3 layers behind the third pooling; the last one's output
             is what every stage sees of the picture.
         head: names of stage 1's two 1x1 layers.
-        maps: how many the network gives.
-        stages, stage_reduce: see `_PoseMachine`.
-        centred: the stages see a centre map.
+        num_keypoints, stages, stage_reduce: see `_PoseMachine`.
+        centred: the stages see a centre map, and the last map is the background's.
     """
 
     def __init__(
         self,
         deeper: Sequence[tuple[str, int]],
         head: tuple[str, str],
-        maps: int,
+        num_keypoints: int,
         stages: int,
         stage_reduce: str,
         *,
         centred: bool,
     ) -> None:
-        super().__init__(stages, stage_reduce)
+        super().__init__(num_keypoints, stages, stage_reduce)
+        maps = num_keypoints + centred
         self._deeper, self._head = [name for name, _ in deeper], head
         layers = [layer for block in VGG_BLOCKS for layer in block] + list(deeper)
         channels = [3, *(channels for _, channels in layers)]
@@ -221,7 +224,7 @@ class CPMVGG(_VGGMachine):
         self, num_keypoints: int = 14, stages: int = 6, stage_reduce: str = "last"
     ) -> None:
         head = ("conv5_1_CPM", "conv5_2_CPM")
-        super().__init__(self.DEEPER, head, num_keypoints + 1, stages, stage_reduce, centred=True)
+        super().__init__(self.DEEPER, head, num_keypoints, stages, stage_reduce, centred=True)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """As in `CPM`."""
@@ -264,7 +267,7 @@ class CPMBatchNorm(_PoseMachine):
     def __init__(
         self, num_keypoints: int = 16, stages: int = 6, stage_reduce: str = "last"
     ) -> None:
-        super().__init__(stages, stage_reduce)
+        super().__init__(num_keypoints, stages, stage_reduce)
         maps, later = num_keypoints, range(stages - 1)
         self.stem = nn.Sequential(
             *_pooled_features(),

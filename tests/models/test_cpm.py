@@ -212,6 +212,10 @@ def test_weights_start_as_published(build: Callable[[], nn.Module]) -> None:
     ("build", "named"),
     [
         (lambda: CPM(pooling="4x4"), "pooling must be one of caffe, 2x2, padded, got '4x4'"),
+        (lambda: CPM(0), "at least 1 joint, got 0"),
+        (lambda: CPMVGG(-1), "at least 1 joint, got -1"),
+        (lambda: CPMPerson(0), "at least 1 joint, got 0"),
+        (lambda: CPMBatchNorm(2.5), "at least 1 joint, got 2.5"),
         (lambda: CPM(stages=0), "at least 1 stage, got 0"),
         (lambda: CPM(width=30), "width must be a multiple of 4 from 4, got 30"),
         (lambda: CPMVGG(stage_reduce="max"), "stage_reduce must be last or sum, got 'max'"),
