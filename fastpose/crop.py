@@ -212,6 +212,10 @@ class Augmentation:
         gain: each channel is multiplied by a number from 1 - gain to 1 + gain.
         grey: share of views without colour.
         shear: largest shear, uniform: by so many pixels to the side for each pixel down.
+        turn: largest rotation in degrees, uniform, in place of `rotation`.
+        widen: the box is made so many times as large, between two factors, uniform, in place of
+            `scale`.
+        enlarge: as `widen`, but the picture is made so many times as large.
     """
 
     rotation: float = 30.0
@@ -223,6 +227,9 @@ class Augmentation:
     gain: float = 0.4
     grey: float = 0.1
     shear: float = 0.0
+    turn: float | None = None
+    widen: tuple[float, float] | None = None
+    enlarge: tuple[float, float] | None = None
 
 
 def augment_boxes(
@@ -241,10 +248,8 @@ def augment_boxes(
     """
     n = len(boxes)
     turned = rng.random(n) < augmentation.rotated
-    limit = 2 * augmentation.rotation
-    angle = np.clip(rng.normal(0, augmentation.rotation, n), -limit, limit) * turned
-    limit = 2 * augmentation.scale
-    zoom = np.exp(np.clip(rng.normal(0, augmentation.scale, n), -limit, limit))
+    angle = _angles(augmentation, n, rng) * turned
+    zoom = _zooms(augmentation, n, rng)
     centre = (boxes[:, :2] + boxes[:, 2:]) / 2
     extent = boxes[:, 2:] - boxes[:, :2]
     reach = extent.max(axis=1, keepdims=True) * augmentation.shift
@@ -263,6 +268,25 @@ def augment_boxes(
         limit = augmentation.shear
         affines = compose(affines, _shears(rng.uniform(-limit, limit, n), size))
     return affines, flips
+
+
+def _angles(augmentation: Augmentation, count: int, rng: np.random.Generator) -> Doubles:
+    """[N] degrees by which views are turned."""
+    if augmentation.turn is not None:
+        return rng.uniform(-augmentation.turn, augmentation.turn, count)
+    limit = 2 * augmentation.rotation
+    return np.clip(rng.normal(0, augmentation.rotation, count), -limit, limit)
+
+
+def _zooms(augmentation: Augmentation, count: int, rng: np.random.Generator) -> Doubles:
+    """[N] factors by which boxes are enlarged, and so the people in their windows made smaller."""
+    if augmentation.widen is not None:
+        return rng.uniform(*augmentation.widen, count)
+    if augmentation.enlarge is not None:
+        return 1 / rng.uniform(*augmentation.enlarge, count)
+    limit = 2 * augmentation.scale
+    zooms: Doubles = np.exp(np.clip(rng.normal(0, augmentation.scale, count), -limit, limit))
+    return zooms
 
 
 def _shears(factors: Doubles, size: tuple[int, int]) -> Doubles:

@@ -10,7 +10,7 @@ import pytest
 
 from fastpose.cli import main
 from fastpose.datasets import PoseData
-from fastpose.models import DETECTORS, create_detector, trained
+from fastpose.models import DETECTORS, MODELS, create_detector, trained
 from fastpose.skeleton import LSP14
 
 pytest.importorskip("torch")
@@ -46,6 +46,19 @@ def test_a_size_that_the_network_does_not_take(tmp_path, capsys, monkeypatch):
     line = refused(tmp_path, capsys, *options)
     assert "--schedule: cpn-light: image must be [N, 3, h, w] with h and w multiples of 32" in line
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "other"),
+    [("pbn-mpii", "pbn-mpii"), ("pbn6-mpii", "pbn-mpii"), ("pbn-lsp", "pbn-lsp")],
+)
+def test_training_a_model_that_grows_names_the_one_to_train(model, other, tmp_path, capsys):
+    words = ["--data", f"lsp:{tmp_path}", "--out", str(tmp_path / "out")]  # no set is there
+    assert main(["train", model, *words]) == 2
+    line, _ = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"fastpose train: warning: {model}: in this published form features")
+    assert line.endswith(f"did not learn in our trials; train {other}-norm")
+    assert "warning" not in refused(tmp_path, capsys, *words[2:], model=f"{other}-norm")
 
 
 # Options of detectors, on either side
@@ -108,6 +121,52 @@ def test_a_detector_of_several_classes_is_not_taught_persons(tmp_path, capsys, m
     line = refused(lspet(tmp_path / "set"), capsys, *words, model="fpn50", data="lspet")
     assert "lspet: persons alone, but fpn50 learns 80 classes; give boxes:DIR" in line
     assert not (tmp_path / "out").exists()
+
+
+# Recipes
+
+
+@pytest.mark.parametrize("model", ["cpn-light", "cpn-pin", "structured-flic"])
+def test_a_network_without_a_published_recipe(model, tmp_path, capsys):
+    words = ("--out", str(tmp_path / "out"), "--recipe", "published")
+    line = refused(tmp_path, capsys, *words, model=model)  # the folder holds no set at all
+    assert f"--recipe published: no published recipe of {model} is known" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_detector_has_no_published_recipe(tmp_path, capsys):
+    words = ("--out", str(tmp_path / "out"), "--recipe", "published")
+    line = refused(tmp_path, capsys, *words, model="fpn50", data="boxes")
+    assert "--recipe published: fpn50 is a detector; pose networks have one" in line
+
+
+def test_a_published_recipe_is_trained_by_and_told(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("onnxscript")
+    from fastpose.models import structured
+
+    tiny = {"fcn6_channels": 4, "part_channels": 2, "transform_mid_channels": 2}
+    monkeypatch.setattr(structured, "VGG", (4, "pool", 4, "pool", 4, "pool", 512))
+    spec = MODELS["structured-lsp"]
+    monkeypatch.setitem(MODELS, spec.name, replace(spec, kwargs=spec.kwargs | tiny))
+    data, out = lspet(tmp_path / "set"), tmp_path / "run"
+    tasks = []
+
+    def untrained(args, task, device):
+        tasks.append(task)
+        return task.network()
+
+    monkeypatch.setattr("fastpose.cli.train._fit", untrained)
+    words = ["train", spec.name, "--data", f"lspet:{data}", "--out", str(out), "--batch", "1"]
+    words += ["--recipe", "published", "--rate", "0.001", "--precision", "f32", "--json"]
+    assert main(words) == 0
+    recipe = json.loads(capsys.readouterr().out)["recipe"]
+    assert recipe["name"] == "published"
+    assert recipe["schedule"] == [[[336, 336], 160_000]]  # 10,000 iterations of 16, of one person
+    assert (recipe["method"], recipe["decay"], recipe["drops"]) == ("sgd", 5e-4, [0.5])
+    assert (recipe["batch"], recipe["rate"], recipe["bf16"]) == (1, 0.001, False)  # as asked
+    assert recipe["augmentation"]["turn"] == 180
+    (task,) = tasks
+    assert task.recipe.rate_at(0.6) == pytest.approx(1e-4)
 
 
 # Sets of boxes

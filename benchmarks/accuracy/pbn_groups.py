@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fastpose.crop import Augmentation
 from fastpose.datasets import PoseData, open_poses
 from fastpose.evaluate.joints import leeds_report
 from fastpose.evaluate.model import predict_joints
@@ -29,11 +31,16 @@ from fastpose.models.pbn import PBN
 from fastpose.models.spec import ModelSpec
 from fastpose.train.data import TrainingSet, batches
 from fastpose.train.objective import objective
-from fastpose.train.pbn import BATCH, RATE, augmentation, learning_rate, rmsprop
+from fastpose.train.recipes import published
 
 WIDTHS = {"lsp14-hand6": 16, "lsp14-data5": 18, "lsp14-one": 48}
 CHANNELS = 64
 PADDING = 1.25  # of the joints' extent, as `fastpose train` cuts people
+RECIPE = published(model_spec("pbn-lsp")).recipe
+# the published ranges, with angles and zooms that are normal: so the recorded study was made
+VIEWS = Augmentation(
+    rotation=15.0, rotated=1.0, scale=math.log(1.25) / 2, shift=0.0, half_body=0.0, grey=0.0
+)
 FIGURES = ("pck@0.2", "pck@0.2_occluded", "pck@0.1")
 
 
@@ -50,17 +57,17 @@ class Trained:
 
 
 def train(spec: ModelSpec, data: TrainingSet, seed: int, epochs: int, rate: float) -> nn.Module:
-    """The published optimiser, schedule and views, in fewer epochs."""
+    """The published optimiser and schedule in fewer epochs."""
     torch.manual_seed(seed)
     network = PBN(14, spec.kwargs["groups"], 1, WIDTHS[spec.kwargs["groups"]], channels=CHANNELS)
     network.train().to(memory_format=torch.channels_last)
-    optimizer, loss = rmsprop(network), objective(spec, hard=8)
+    optimizer, loss = RECIPE.optimizer(network), objective(spec, hard=8)
     window = replace(spec.window, padding=PADDING)
     for epoch in range(epochs):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(epoch, epochs) * rate / RATE
+            group["lr"] = RECIPE.rate_at(epoch / epochs) * rate / RECIPE.rate
         rng = np.random.default_rng((seed, epoch))
-        for batch in batches(data, window, BATCH, augmentation(), rng):
+        for batch in batches(data, window, RECIPE.batch, VIEWS, rng):
             images = torch.from_numpy(batch.images).contiguous(memory_format=torch.channels_last)
             joints, visibility = map(torch.from_numpy, (batch.joints, batch.visibility))
             step(optimizer, loss(network(images), joints, visibility, spec.size))
@@ -86,7 +93,9 @@ def main() -> None:
     parser.add_argument("--test", required=True, metavar="KIND:PATH")
     parser.add_argument("--groups", nargs="+", default=list(WIDTHS), choices=WIDTHS)
     parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--rate", type=float, default=RATE, help="in place of the published one")
+    parser.add_argument(
+        "--rate", type=float, default=RECIPE.rate, help="in place of the published one"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--side", type=int, default=64, help="of the windows in pixels")
     args = parser.parse_args()

@@ -7,25 +7,36 @@ import json
 import re
 import shlex
 import sys
+import warnings
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastpose.cli.options import positive
 from fastpose.cli.progress import Progress
 from fastpose.datasets import BoxData, PoseData
-from fastpose.errors import DataError, WeightsError
+from fastpose.errors import DataError, ModelError, WeightsError
 from fastpose.models.spec import DetectorSpec, ModelSpec
 
 if TYPE_CHECKING:
     from torch import nn
 
     from fastpose.train.loop import Task
+    from fastpose.train.tasks import AdversarialRecipe, PoseRecipe
 
 Schedule = tuple[tuple[tuple[int, int], int], ...]
 
 LIGHT_SCHEDULE = "128x96:26,192x160:12"  # that of the weights in trained/
 EPOCHS = 40  # of the other pose networks
+# Networks that do not learn in their published form, and those to train in their place: see
+# `fastpose.models.pbn.PBN`.
+GROWING = {
+    "pbn-mpii": "pbn-mpii-norm",
+    "pbn6-mpii": "pbn-mpii-norm",
+    "pbn-lsp": "pbn-lsp-norm",
+}
+RECIPES = ("ours", "published")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,23 +73,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "network with the same trunk (default: random)",
     )
     parser.add_argument(
+        "--recipe",
+        choices=RECIPES,
+        default=RECIPES[0],
+        help="published: a pose network's published optimiser, rates, batch, ranges of views and "
+        "number of epochs; other options still hold (default: ours, one for all)",
+    )
+    parser.add_argument(
         "--schedule",
         type=_schedule,
         metavar="HxW:EPOCHS,...",
         help=f"input sizes in turn (default: {LIGHT_SCHEDULE} for cpn-light, the network's own "
-        f"size for {EPOCHS} epochs, a detector's for 16)",
+        f"size for {EPOCHS} epochs, or as many as published, a detector's for 16)",
     )
     parser.add_argument(
         "--batch",
         type=positive,
         metavar="N",
-        help="samples a step (default: 32; 8 for detectors and adversarial networks)",
+        help="samples a step (default: 32; 8 for detectors and adversarial networks; or as "
+        "published)",
     )
     parser.add_argument(
         "--rate",
         type=float,
         help="peak of the learning rate (default: 0.002; detectors 0.001; adversarial networks "
-        "0.00025 from beginning to end)",
+        "0.00025 from beginning to end; or as published)",
     )
     parser.add_argument(
         "--samples", type=positive, metavar="N", help="detectors: views of an epoch (default: 4000)"
@@ -133,19 +152,33 @@ def _train_pose(args: argparse.Namespace, spec: ModelSpec, device: str) -> dict[
     from fastpose.datasets import open_poses, with_joints
     from fastpose.models import DEFAULT_MODEL
     from fastpose.sinks.files import make_folder
-    from fastpose.train.data import TrainingSet
+    from fastpose.train.data import TrainingSet, usable_samples
+    from fastpose.train.recipes import published
     from fastpose.train.release import release
     from fastpose.train.tasks import pose_recipe, pose_task
 
     _refuse(args, spec, "--samples", "--teacher", "--terms")
+    if spec.name in GROWING:
+        warnings.warn(
+            f"{spec.name}: in this published form features grow about sixfold from stack to stack, "
+            f"and eight stacks did not learn in our trials; train {GROWING[spec.name]}",
+            UserWarning,
+            stacklevel=2,
+        )
     if len(args.val) > 1:
         raise DataError(f"{spec.name} is measured on one set, got {len(args.val)} of --val")
+    publication = published(spec) if args.recipe == "published" else None
     start = _start(args.start)
     sets = [with_joints(open_poses(text, split="train"), spec.joints) for text in args.data]
     validation = open_poses(args.val[0], split="test") if args.val else None
-    own: Schedule = ((spec.size, EPOCHS),)
-    usual = _schedule(LIGHT_SCHEDULE) if spec.name == DEFAULT_MODEL else own
-    recipe = pose_recipe(spec, **_recipe(args, usual))
+    recipe: PoseRecipe | AdversarialRecipe
+    if publication:
+        epochs = publication.epochs_of(len(usable_samples(sets)))
+        recipe = replace(publication.recipe, **_recipe(args, ((spec.size, epochs),)))
+    else:
+        own: Schedule = ((spec.size, EPOCHS),)
+        usual = _schedule(LIGHT_SCHEDULE) if spec.name == DEFAULT_MODEL else own
+        recipe = pose_recipe(spec, **_recipe(args, usual))
     _check_sizes(spec, recipe.schedule)
     make_folder(args.out)
     task = pose_task(spec, TrainingSet(sets), recipe, start)
@@ -171,6 +204,8 @@ def _train_detector(args: argparse.Namespace, spec: DetectorSpec, device: str) -
     from fastpose.train.tasks import DetectorRecipe, DetectorTask
     from fastpose.train.teach import CLASSES
 
+    if args.recipe == "published":
+        raise ModelError(f"--recipe published: {spec.name} is a detector; pose networks have one")
     recipe = DetectorRecipe(**_recipe(args, ((spec.size, 16),)))
     start = _start(args.start)
     read = {

@@ -14,11 +14,9 @@ from torch import Tensor, nn
 
 from fastpose import ops
 from fastpose.errors import ModelError
-from fastpose.models.cpm import CENTRE_SIGMA, CPM, CPMVGG, CPMPerson
+from fastpose.models.cpm import CPM, CPMVGG, CPMPerson
 from fastpose.models.spec import ModelSpec
 from fastpose.train.targets import to_cells
-
-RATE, DECAY = 8e-5, 5e-4  # for batches of 16 pictures
 
 
 def cpm_targets(
@@ -60,21 +58,6 @@ def cpm_targets(
     return draw(points.shape[1]), draw(1)
 
 
-def centre_channel(centres: Tensor, size: tuple[int, int]) -> Tensor:
-    """The fourth channel of a picture in training, [N, 1, h, w].
-
-    Unlike in prediction (`fastpose.models.cpm.centre_map`) it is drawn where augmentation moved the
-    person of interest, and cut off under 1 %.
-
-    Args:
-        centres: [N, 2] (x, y) in window pixels.
-        size: (h, w) of the windows.
-    """
-    points = centres[:, None]
-    seen = torch.ones(points.shape[:2], device=points.device)
-    return ops.render(points, seen, size, sigma=CENTRE_SIGMA, style="caffe")
-
-
 def euclidean_loss(maps: Tensor, target: Tensor) -> Tensor:
     """Caffe's: half the sum of the squares, by the number of pictures; [N, ...] each."""
     return (maps.float() - target).square().sum() / (2 * len(maps))
@@ -93,18 +76,15 @@ def cpm_loss(stages: Sequence[Tensor], first: Tensor, later: Tensor) -> Tensor:
     return torch.stack(losses).sum()
 
 
-def cpm_parameter_groups(
-    network: nn.Module, rate: float = RATE, decay: float = DECAY
-) -> list[dict[str, Any]]:
-    """For SGD with a momentum of 0.9: each layer at the rate that its released graph states.
+def cpm_parameter_groups(network: nn.Module, decay: float) -> list[dict[str, Any]]:
+    """For an optimiser: each layer with the factor of its rate that its released graph states.
 
     Stage 1 learns 5 times as fast as the rest. In the networks on VGG-19 it is the stages behind it
     that learn 4 times as fast. Biases learn twice as fast as their kernels and do not decay.
 
     Args:
         network: a `CPM`, `CPMVGG` or `CPMPerson`.
-        rate: of a kernel without a factor; published is 8e-5, times 0.333 every 136,106 steps.
-        decay: of the kernels.
+        decay: weight decay of the kernels.
 
     Raises:
         ModelError: the network is none of these.
@@ -122,7 +102,7 @@ def cpm_parameter_groups(
     return [
         {
             "params": parameters,
-            "lr": rate * (factor if fast else 1.0) * (2.0 if bias else 1.0),
+            "factor": (factor if fast else 1.0) * (2.0 if bias else 1.0),
             "weight_decay": 0.0 if bias else decay,
         }
         for (fast, bias), parameters in groups.items()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastpose.crop import Augmentation, Window, augment_boxes, crop_affines
-from fastpose.datasets import PoseData, read_image
+from fastpose.datasets import PoseData, Sample, read_image
 from fastpose.errors import DataError
 from fastpose.geometry import apply, invert, points_to_boxes
 
@@ -39,6 +39,11 @@ class Batch:
     visibility: npt.NDArray[np.float32]
 
 
+def usable_samples(sets: Sequence[PoseData]) -> list[Sample]:
+    """Those that have enough labelled joints to be trained on."""
+    return [s for data in sets for s in data.samples if s.labelled.sum() >= MIN_LABELLED]
+
+
 class TrainingSet:
     """Samples of one skeleton whose pictures are kept decoded in memory.
 
@@ -51,7 +56,7 @@ class TrainingSet:
         self.skeleton = sets[0].skeleton
         if any(s.skeleton != self.skeleton for s in sets):
             raise DataError("all training sets must have the same joints")
-        self.samples = [s for d in sets for s in d.samples if s.labelled.sum() >= MIN_LABELLED]
+        self.samples = usable_samples(sets)
         if not self.samples:
             raise DataError(f"no sample has {MIN_LABELLED} labelled joints")
         read = functools.cache(read_image)  # one picture, however many people are marked in it

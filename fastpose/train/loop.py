@@ -33,6 +33,8 @@ class Recipe:
         ema: share of the old averaged weights kept each step, once warmed up.
         bf16: the forward pass runs in bfloat16 under autocast.
         seed: of weights, order and views.
+        clip: largest norm of a gradient, which longer ones are cut to; None: any.
+        name: "ours", or "published": see `train.recipes`.
     """
 
     schedule: tuple[tuple[tuple[int, int], int], ...]
@@ -42,6 +44,8 @@ class Recipe:
     ema: float = 0.9995
     bf16: bool = True
     seed: int = 0
+    clip: float | None = 1.0
+    name: str = "ours"
 
     @property
     def epochs(self) -> int:
@@ -63,6 +67,10 @@ class Recipe:
         done = (progress - warm) / (1 - warm)
         return self.rate * (0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2)
 
+    def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
+        """What takes the steps down a loss: AdamW. `descend` sets its rates."""
+        return torch.optim.AdamW(parameter_groups(network, self.decay))
+
 
 class Update(Protocol):
     """How batches change a network, with all that must survive a run that is broken off."""
@@ -78,22 +86,22 @@ class Update(Protocol):
 
 
 class Descent:
-    """AdamW on one loss, its gradient clipped to norm 1; see `Update`.
+    """A recipe's optimiser on one loss; see `Update`.
 
     Args:
         network: in training mode.
         loss: of a batch.
-        decay: weight decay, on the kernels alone.
+        recipe: says which optimiser, and how long a gradient may be.
     """
 
-    def __init__(self, network: nn.Module, loss: Callable[[Any], Tensor], decay: float) -> None:
-        self._loss = loss
-        self._optimizer = torch.optim.AdamW(parameter_groups(network, decay))
+    def __init__(self, network: nn.Module, loss: Callable[[Any], Tensor], recipe: Recipe) -> None:
+        self._loss, self._clip = loss, recipe.clip
+        self._optimizer = recipe.optimizer(network)
 
     def step(self, batch: Any, rate: float) -> float:
         """See `Update`."""
         loss = self._loss(batch)
-        descend(self._optimizer, loss, rate, limit=1.0)
+        descend(self._optimizer, loss, rate, limit=self._clip)
         return loss.item()
 
     def state_dict(self) -> dict[str, Any]:
@@ -115,9 +123,12 @@ def parameter_groups(network: nn.Module, decay: float) -> list[dict[str, Any]]:
 def descend(
     optimizer: torch.optim.Optimizer, loss: Tensor, rate: float, limit: float | None = None
 ) -> None:
-    """One step of an optimiser down a loss, the gradient cut to the norm `limit` if given."""
+    """One step of an optimiser down a loss, the gradient cut to the norm `limit` if given.
+
+    A group of parameters that has a "factor" learns so many times as fast.
+    """
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("factor", 1.0)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     if limit is not None:
@@ -188,6 +199,8 @@ def fit(
     for epoch in range(run.epoch, recipe.epochs):
         start = time.monotonic()
         size = recipe.size_at(epoch)
+        # dropout and the like: a run that goes on from here must not depend on what was before
+        torch.manual_seed(int(np.random.default_rng((recipe.seed, epoch)).integers(2**63)))
         losses = [run.step(batch) for batch in task.batches(size, epoch)]
         run.epoch = epoch + 1
         run.save(folder / CHECKPOINT)
@@ -258,7 +271,7 @@ class _Run:
             raise WeightsError(f"{path}: not a readable checkpoint: {cause}") from None
         if not isinstance(state, dict) or "identity" not in state:
             raise WeightsError(f"{path}: not a checkpoint of a training run")
-        if state["identity"] != self._identity():
+        if not self._is_of(state["identity"]):
             raise ModelError(f"{path}: is of another model or recipe; choose another folder")
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
@@ -267,3 +280,19 @@ class _Run:
 
     def _identity(self) -> str:
         return json.dumps([self.task.name, asdict(self.recipe), self.steps], sort_keys=True)
+
+    def _is_of(self, identity: str) -> bool:
+        """Whether that is this run; a field that was added since then had its default."""
+        name, recorded, steps = json.loads(identity)
+        usual = json.loads(json.dumps(asdict(type(self.recipe)(self.recipe.schedule))))
+        return [name, _overlaid(usual, recorded), steps] == json.loads(self._identity())
+
+
+def _overlaid(usual: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Values of `other`, and where it has none, the usual ones; in nested tables too."""
+    nested = {
+        key: _overlaid(usual[key], value)
+        for key, value in other.items()
+        if isinstance(value, dict) and isinstance(usual.get(key), dict)
+    }
+    return usual | other | nested

@@ -1,4 +1,4 @@
-"""How PBN and the stacked hourglass are trained: targets, loss, optimiser, schedule, views.
+"""What PBN and the stacked hourglass are taught, and PBN's views.
 
 Tang and Wu, Does Learning Specific Features for Related Parts Help Human Pose Estimation?, CVPR
 2019, which takes most of it from Newell, Yang, Deng, Stacked Hourglass Networks for Human Pose
@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastpose import ops
 from fastpose.crop import Augmentation
@@ -19,10 +19,6 @@ from fastpose.models.spec import ModelSpec
 from fastpose.train.losses import mean_loss
 from fastpose.train.targets import to_cells
 
-BATCH = 16
-EPOCHS = 250
-RATE = 2.5e-4
-DROPS = (170, 220)  # epochs from which the rate is a tenth of what it was
 STYLES = {  # at the joint, or its cell
     "pbn:PBN": "exact",
     "hourglass:StackedHourglass": "msra",
@@ -68,19 +64,10 @@ def stacked_loss(maps: Sequence[Tensor], targets: Tensor, weights: Tensor) -> Te
     return torch.stack([mean_loss(stack, targets, weights) for stack in maps]).sum()
 
 
-def learning_rate(epoch: float, epochs: float = EPOCHS) -> float:
-    """Of an epoch, counted from 0; a shorter or longer run drops it at the same shares."""
-    published = epoch * EPOCHS / epochs
-    return RATE * 0.1 ** sum(published >= drop for drop in DROPS)
-
-
-def rmsprop(network: nn.Module) -> torch.optim.RMSprop:
-    """The published optimiser; what it does not say of it is as in Torch."""
-    return torch.optim.RMSprop(network.parameters(), lr=RATE, alpha=0.99, eps=1e-8)
-
-
 def augmentation(shear: str = "off") -> Augmentation:
     """The published views: turned by up to 30 degrees, zoomed by a quarter, mirrored, recoloured.
+
+    The publication does not say how angles and zooms are drawn; here they are uniform.
 
     Args:
         shear: the publication has +-0.5 of it without a unit. "factor": half a pixel to the side
@@ -92,9 +79,9 @@ def augmentation(shear: str = "off") -> Augmentation:
     if shear not in SHEARS:
         raise ValueError(f"shear must be one of {', '.join(SHEARS)}, got {shear!r}")
     return Augmentation(
-        rotation=15.0,  # it is clipped at twice that
+        turn=30.0,
         rotated=1.0,
-        scale=math.log(1.25) / 2,
+        widen=(0.75, 1.25),
         shift=0.0,
         half_body=0.0,
         grey=0.0,

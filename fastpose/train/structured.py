@@ -248,60 +248,31 @@ def structured_loss(
     return divergence(logits, targets, weights)
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """Stochastic gradient descent as released for LSP; the paper's for FLIC is not known.
+def structured_parameter_groups(network: Structured, decay: float) -> list[dict[str, Any]]:
+    """For an optimiser: parameters with the factors of rate and decay as released for LSP.
 
-    The trunk starts from VGG-16 trained on ImageNet, what follows from random weights, see
-    `Structured`. LSP's 1000 pictures and their mirror images, each turned by every multiple of 9
-    degrees, make 80 000, less 400 held out. Their longer side is 336 pixels, and zeros, before the
-    mean is taken off, surround them. The released weights are those of iteration 3250.
+    What is not VGG's learns ten times as fast, biases twice as fast as their kernels, a norm at the
+    plain rate. Kernels decay, those of messages twice as much; nothing else does.
 
-    Attributes:
-        rate: of the first iteration, for the trunk's kernels.
-        momentum: of the steps.
+    Args:
+        network: the parameters' own.
         decay: weight decay of the trunk's kernels.
-        batch: pictures of a step; the release adds up the gradients of one at a time.
-        drop, every: the rate is multiplied by `drop` after so many iterations, again and again.
-        iterations: in all.
     """
-
-    rate: float = 0.002
-    momentum: float = 0.9
-    decay: float = 5e-4
-    batch: int = 16
-    drop: float = 0.1
-    every: int = 5000
-    iterations: int = 10_000
-
-    def optimizer(
-        self, network: Structured
-    ) -> tuple[torch.optim.SGD, torch.optim.lr_scheduler.StepLR]:
-        """The optimiser, and what lowers its rates; both are stepped once an iteration."""
-        sgd = torch.optim.SGD(self.groups(network), lr=self.rate, momentum=self.momentum)
-        return sgd, torch.optim.lr_scheduler.StepLR(sgd, self.every, self.drop)
-
-    def groups(self, network: Structured) -> list[dict[str, Any]]:
-        """A group of parameters for each rate and decay.
-
-        What is not VGG's learns ten times as fast, biases twice as fast as their kernels, a norm
-        at the plain rate. Kernels decay, those of messages twice as much; nothing else does.
-        """
-        members: dict[tuple[float, float], list[nn.Parameter]] = {}
-        for path, module in network.named_modules():
-            for name, parameter in module.named_parameters(recurse=False):
-                rate, decay = 1.0 if path.startswith("trunk") else 10.0, 0.0
-                if isinstance(module, nn.BatchNorm2d):
-                    rate = 1.0
-                elif name == "bias":
-                    rate *= 2
-                else:
-                    decay = 2.0 if path.startswith("transforms") else 1.0
-                members.setdefault((rate, decay), []).append(parameter)
-        return [
-            {"params": found, "lr": self.rate * rate, "weight_decay": self.decay * decay}
-            for (rate, decay), found in members.items()
-        ]
+    members: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for path, module in network.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            factor, share = 1.0 if path.startswith("trunk") else 10.0, 0.0
+            if isinstance(module, nn.BatchNorm2d):
+                factor = 1.0
+            elif name == "bias":
+                factor *= 2
+            else:
+                share = 2.0 if path.startswith("transforms") else 1.0
+            members.setdefault((factor, share), []).append(parameter)
+    return [
+        {"params": found, "factor": factor, "weight_decay": decay * share}
+        for (factor, share), found in members.items()
+    ]
 
 
 def _to_parts(

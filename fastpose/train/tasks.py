@@ -32,18 +32,21 @@ from fastpose.train.objective import cascade_objective, objective
 from fastpose.train.scenes import SceneBatch, Scenery, SceneSet
 from fastpose.train.tompson import phase_at, set_phase
 
+# The extent of the joints, enlarged by this, is about the box of the whole body, which a detector
+# finds and `ModelSpec.padding` enlarges in prediction.
+BODY = 1.25
+
 
 @dataclass(frozen=True)
 class PeopleRecipe(Recipe):
     """How windows of people are cut to train on.
 
     Attributes:
-        padding: the extent of a person's joints is enlarged by this. That makes about the box of
-            the whole body, which a detector finds and `ModelSpec.padding` enlarges in prediction.
+        padding: the extent of a person's joints is enlarged by this; a pair is for (x, y).
         augmentation: the ranges of the random views.
     """
 
-    padding: float = 1.25
+    padding: float | tuple[float, float] = BODY
     augmentation: Augmentation = field(default_factory=Augmentation)
 
 
@@ -75,6 +78,7 @@ class AdversarialRecipe(PeopleRecipe):
     rate: float = 2.5e-4
     decay: float = 0.0
     ema: float = 0.0
+    clip: float | None = None
     augmentation: Augmentation = field(
         default_factory=lambda: Augmentation(
             rotation=15, rotated=1, scale=0.125, shift=0, half_body=0, grey=0
@@ -141,7 +145,7 @@ class PoseTask(PeopleTask):
 
     def update(self, network: nn.Module, device: str) -> Descent:
         """See `loop.Task`."""
-        return Descent(network, lambda batch: self.loss(network, batch, device), self.recipe.decay)
+        return Descent(network, lambda batch: self.loss(network, batch, device), self.recipe)
 
     def loss(self, network: nn.Module, batch: Batch, device: str) -> Tensor:
         """How far the network is from right on a batch."""
@@ -319,7 +323,7 @@ class DetectorTask:
 
     def update(self, network: nn.Module, device: str) -> Descent:
         """See `loop.Task`."""
-        return Descent(network, lambda batch: self.loss(network, batch, device), self.recipe.decay)
+        return Descent(network, lambda batch: self.loss(network, batch, device), self.recipe)
 
     def loss(self, network: nn.Module, batch: SceneBatch, device: str) -> Tensor:
         """How far the detector is from right on a batch."""

@@ -20,12 +20,12 @@ from fastpose.models.joints import locate_joints
 from fastpose.models.spec import ModelSpec
 from fastpose.skeleton import Skeleton
 from fastpose.train.cpm import (
-    centre_channel,
     cpm_loss,
     cpm_parameter_groups,
     cpm_targets,
     euclidean_loss,
 )
+from fastpose.train.loop import descend
 from fastpose.train.objective import objective
 
 FLIC = replace(model_spec("cpm-flic"), size=(96, 128))
@@ -69,16 +69,6 @@ def test_of_one_person_all_stages_learn_the_same() -> None:
     first, later = cpm_targets(joints, labelled, FLIC, FLIC.size)
     assert torch.equal(first, later)
     assert torch.equal(cpm_targets(joints[:, None], labelled[:, None], FLIC, FLIC.size)[0], first)
-
-
-def test_the_centre_is_drawn_where_the_person_stands_and_cut_off() -> None:
-    centre = torch.tensor([[60.5, 31.0], [-8.0, 40.0]])
-    maps = centre_channel(centre, (96, 128))
-    for (cx, cy), drawn in zip(centre.tolist(), maps[:, 0].numpy(), strict=True):
-        rows, columns = np.indices((96, 128))
-        exponent = ((columns - cx) ** 2 + (rows - cy) ** 2) / (2 * 21**2)
-        expected = np.where(exponent > 4.6052, 0.0, np.exp(-exponent))
-        np.testing.assert_allclose(drawn, expected, atol=1e-6)
 
 
 def test_the_loss_is_caffes_summed_over_stages() -> None:
@@ -133,10 +123,10 @@ def test_rates_by_layer_are_those_of_the_released_graphs(
 ) -> None:
     with torch.device("meta"):
         network = build()
-    groups = cpm_parameter_groups(network)
+    groups = cpm_parameter_groups(network, decay=5e-4)
     names = {id(parameter): name for name, parameter in network.named_parameters()}
     told = {
-        names[id(parameter)]: (group["lr"] / 8e-5, group["weight_decay"])
+        names[id(parameter)]: (group["factor"], group["weight_decay"])
         for group in groups
         for parameter in group["params"]
     }
@@ -150,7 +140,7 @@ def test_rates_by_layer_are_those_of_the_released_graphs(
 
 def test_rates_of_another_network_are_not_known() -> None:
     with pytest.raises(ModelError, match="not known of CPMBatchNorm"):
-        cpm_parameter_groups(CPMBatchNorm(3, stages=1))
+        cpm_parameter_groups(CPMBatchNorm(3, stages=1), decay=0.0)
 
 
 # Eight drawn people, learnt by heart.
@@ -199,12 +189,10 @@ def test_eight_people_are_learnt_by_heart() -> None:
         if isinstance(layer, nn.Conv2d):  # N(0, 0.01) would leave so narrow a network silent
             nn.init.normal_(layer.weight, std=1.2 / layer.weight[0].numel() ** 0.5)
     first, later = cpm_targets(joints, torch.ones(8, 5), SMALL, SMALL.size)
-    optimizer = torch.optim.SGD(cpm_parameter_groups(network, rate=3e-3), momentum=0.9)
+    groups = cpm_parameter_groups(network, decay=5e-4)
+    optimizer = torch.optim.SGD(groups, lr=3e-3, momentum=0.9)
     for _ in range(160):
-        optimizer.zero_grad()
-        cpm_loss(network(images), first, later).backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 10.0)
-        optimizer.step()
+        descend(optimizer, cpm_loss(network(images), first, later), 3e-3, limit=10.0)
     network.eval()
     with torch.inference_mode():
         stages = network(images)

@@ -21,7 +21,6 @@ from fastpose.train.objective import objective
 from fastpose.train.structured import (
     LIMB_RATIOS,
     PartLabels,
-    Schedule,
     divergence,
     label_cells,
     label_maps,
@@ -30,6 +29,7 @@ from fastpose.train.structured import (
     pose_scales,
     ring_cells,
     structured_loss,
+    structured_parameter_groups,
     uniform_cells,
 )
 
@@ -330,14 +330,14 @@ def test_other_samplings_and_trees_are_refused() -> None:
         structured_loss(logits, joints, everything(joints), FLIC, neg_sampling="ring")
 
 
-# The published schedule
+# The released rates
 
 
 def test_rates_and_decays_are_the_released_multiples() -> None:
     with torch.device("meta"):
         network = Structured(14)
-    groups = Schedule().groups(network)
-    of = {id(p): (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
+    groups = structured_parameter_groups(network, decay=5e-4)
+    of = {id(p): (0.002 * g["factor"], g["weight_decay"]) for g in groups for p in g["params"]}
     names = dict(network.named_parameters())
     assert len(of) == len(names) == sum(len(g["params"]) for g in groups)
     expected = {
@@ -355,17 +355,3 @@ def test_rates_and_decays_are_the_released_multiples() -> None:
     }
     for name, values in expected.items():
         assert of[id(names[name])] == pytest.approx(values), name
-
-
-def test_rates_fall_to_a_tenth_after_5000_iterations() -> None:
-    network = Structured(14, fcn6_channels=1, part_channels=1, transform_mid_channels=1)
-    optimizer, steps = Schedule(every=2).optimizer(network)
-    rates = []
-    for _ in range(5):
-        rates.append(min(group["lr"] for group in optimizer.param_groups))
-        optimizer.step()
-        steps.step()
-    assert rates == pytest.approx([0.002, 0.002, 2e-4, 2e-4, 2e-5])
-    assert (Schedule().every, Schedule().iterations, Schedule().batch) == (5000, 10_000, 16)
-    assert {group["momentum"] for group in optimizer.param_groups} == {0.9}
-    assert isinstance(optimizer.param_groups[0]["params"][0], nn.Parameter)
