@@ -55,6 +55,8 @@ class CPN(nn.Module):
         decoded: str | None = None,
     ) -> None:
         super().__init__()
+        if type(num_keypoints) is not int or num_keypoints < 1:
+            raise ModelError(f"CPN needs num_keypoints from 1 on, got {num_keypoints!r}")
         if depth not in BLOCKS or style not in STYLES:
             raise ModelError(
                 f"CPN needs depth 50 or 101 and style torch or tf, got {depth!r} and {style!r}"
