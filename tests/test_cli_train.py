@@ -142,12 +142,8 @@ def test_a_detector_has_no_published_recipe(tmp_path, capsys):
 
 def test_a_published_recipe_is_trained_by_and_told(tmp_path, capsys, monkeypatch):
     pytest.importorskip("onnxscript")
-    from fastpose.models import structured
-
-    tiny = {"fcn6_channels": 4, "part_channels": 2, "transform_mid_channels": 2}
-    monkeypatch.setattr(structured, "VGG", (4, "pool", 4, "pool", 4, "pool", 512))
-    spec = MODELS["structured-lsp"]
-    monkeypatch.setitem(MODELS, spec.name, replace(spec, kwargs=spec.kwargs | tiny))
+    spec = MODELS["cpm-lsp"]
+    monkeypatch.setitem(MODELS, spec.name, replace(spec, kwargs={"stages": 1, "width": 4}))
     data, out = lspet(tmp_path / "set"), tmp_path / "run"
     tasks = []
 
@@ -161,12 +157,12 @@ def test_a_published_recipe_is_trained_by_and_told(tmp_path, capsys, monkeypatch
     assert main(words) == 0
     recipe = json.loads(capsys.readouterr().out)["recipe"]
     assert recipe["name"] == "published"
-    assert recipe["schedule"] == [[[336, 336], 160_000]]  # 10,000 iterations of 16, of one person
-    assert (recipe["method"], recipe["decay"], recipe["drops"]) == ("sgd", 5e-4, [0.5])
+    assert recipe["schedule"] == [[[368, 368], 6_320_000]]  # 395,000 steps of 16, of one person
+    assert (recipe["method"], recipe["decay"], recipe["drop"]) == ("sgd", 5e-4, 0.333)
     assert (recipe["batch"], recipe["rate"], recipe["bf16"]) == (1, 0.001, False)  # as asked
-    assert recipe["augmentation"]["turn"] == 180
+    assert (recipe["augmentation"]["turn"], recipe["augmentation"]["enlarge"]) == (40, [0.7, 1.3])
     (task,) = tasks
-    assert task.recipe.rate_at(0.6) == pytest.approx(1e-4)
+    assert task.recipe.rate_at(0.5) == pytest.approx(0.001 * 0.333)
 
 
 # Sets of boxes
