@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from seeded import uniform
+from seeded import seed_weights, uniform
 from stick_figures import DELTA, JOINTS, figures, game, judged, play, separation
 from test_loop import STILL, drawn_people
 from torch import Tensor, nn
@@ -134,6 +134,19 @@ def test_the_maps_loss_equals_a_sum_written_out() -> None:
             for joint in range(1, 14):  # the first has no label
                 total += float((maps[0, joint].double() - true[0, joint].double()).square().sum())
     assert generator_loss(output, truth).item() == pytest.approx(total / (2 * 1 * 3), rel=1e-6)
+
+
+def test_the_maps_loss_counts_a_joint_outside_the_window() -> None:
+    """Its true maps are empty, and drawing there costs; a joint without a label costs nothing."""
+    joints, visibility = torch.full((1, 14, 2), 30.0), torch.ones(1, 14)
+    joints[0, 5], visibility[0, 6] = 300.0, 0
+    truth = true_maps(joints, visibility, model_spec("adversarial-lsp"), (96, 64))
+    drawn = StackMaps(*(maps.clone() for maps in truth.maps))
+    assert generator_loss([drawn], truth) == 0
+    drawn.pose[0, 6] = 1
+    assert generator_loss([drawn], truth) == 0
+    drawn.pose[0, 5] = 1
+    assert generator_loss([drawn], truth).item() == pytest.approx(CELLS[0] * CELLS[1] / 2)
 
 
 def test_the_maps_loss_is_a_mean_of_samples() -> None:
@@ -400,6 +413,7 @@ def test_running_statistics_count_a_networks_own_passes() -> None:
 
 def test_the_objective_is_the_weighted_sum_and_reaches_the_generator_alone() -> None:
     step = game(Rules(delta=DELTA, alpha=0.3, beta=0.7), stacks=2)
+    seed_weights(step.generator)  # else the maps of both stacks are empty
     images, truth = figures(4, np.random.default_rng(0))
     objective = step.objective(images, truth)
     objective.backward()
@@ -420,6 +434,7 @@ def test_the_objective_is_the_weighted_sum_and_reaches_the_generator_alone() -> 
 def test_the_discriminators_see_the_last_stack_and_its_first_maps() -> None:
     """The maps that P and C learn from are those of the first forward pass, cut off from G."""
     step = game(Rules(delta=DELTA), stacks=2)
+    seed_weights(step.generator)  # an untrained one's maps are empty, and alike in all stacks
     images, truth = figures(4, np.random.default_rng(0))
     with torch.no_grad():
         first = step.generator(images)[-1].joined
