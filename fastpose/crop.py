@@ -216,6 +216,8 @@ class Augmentation:
         widen: the box is made so many times as large, between two factors, uniform, in place of
             `scale`.
         enlarge: as `widen`, but the picture is made so many times as large.
+        crops: in place of all views of boxes, crops of the picture at random, of so many picture
+            pixels for a window pixel, between two factors: see `fastpose.train.pins`.
     """
 
     rotation: float = 30.0
@@ -230,6 +232,7 @@ class Augmentation:
     turn: float | None = None
     widen: tuple[float, float] | None = None
     enlarge: tuple[float, float] | None = None
+    crops: tuple[float, float] | None = None
 
 
 def augment_boxes(

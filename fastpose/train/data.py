@@ -16,8 +16,9 @@ from fastpose.crop import Augmentation, Window, augment_boxes, crop_affines
 from fastpose.datasets import PoseData, Sample, read_image
 from fastpose.errors import DataError
 from fastpose.geometry import apply, invert, points_to_boxes
+from fastpose.train.pins import random_windows
 
-MIN_LABELLED = 6  # a sample with fewer labelled joints teaches more wrong than right
+MIN_LABELLED = 6  # a sample with fewer labelled joints, or not all of fewer, rather teaches wrong
 HALF_BODY_LABELLED = 3
 Item = TypeVar("Item")
 AHEAD = 4  # batches prepared while one is trained on
@@ -41,7 +42,12 @@ class Batch:
 
 def usable_samples(sets: Sequence[PoseData]) -> list[Sample]:
     """Those that have enough labelled joints to be trained on."""
-    return [s for data in sets for s in data.samples if s.labelled.sum() >= MIN_LABELLED]
+    return [
+        sample
+        for data in sets
+        for sample in data.samples
+        if sample.labelled.sum() >= min(MIN_LABELLED, len(data.skeleton))
+    ]
 
 
 class TrainingSet:
@@ -58,7 +64,8 @@ class TrainingSet:
             raise DataError("all training sets must have the same joints")
         self.samples = usable_samples(sets)
         if not self.samples:
-            raise DataError(f"no sample has {MIN_LABELLED} labelled joints")
+            least = min(MIN_LABELLED, len(self.skeleton))
+            raise DataError(f"no sample has {least} labelled joints")
         read = functools.cache(read_image)  # one picture, however many people are marked in it
         self.images = [read(s.image) for s in self.samples]
         lower = [any(w in j for w in ("hip", "knee", "ankle")) for j in self.skeleton.joints]
@@ -78,14 +85,20 @@ class TrainingSet:
         joints = np.stack([self.samples[i].joints for i in indices])
         labelled = np.stack([self.samples[i].labelled for i in indices])
         visibility = labelled + np.stack([self.samples[i].visible for i in indices]).astype(int)
-        affines, flips = augment_boxes(
-            self._boxes(joints, labelled, augmentation, rng),
-            window.size,
-            augmentation,
-            rng,
-            padding=window.padding,
-            convention=window.convention,
-        )
+        if augmentation.crops:
+            known = np.where(labelled[..., None], joints, np.nan)
+            pictures = np.array([self.images[i].shape[:2] for i in indices])
+            affines = random_windows(known, pictures, window, rng, zoom=augmentation.crops)
+            flips = np.zeros(len(indices), bool)
+        else:
+            affines, flips = augment_boxes(
+                self._boxes(joints, labelled, augmentation, rng),
+                window.size,
+                augmentation,
+                rng,
+                padding=window.padding,
+                convention=window.convention,
+            )
         joints = apply(invert(affines), joints)
         order = self.skeleton.flip_order()
         joints = np.where(flips[:, None, None], joints[:, order], joints)

@@ -10,6 +10,8 @@ import numpy.typing as npt
 from fastpose.crop import Window
 from fastpose.geometry import Doubles, boxes_to_affines, points_to_boxes
 
+ZOOM = (0.8, 1.25)  # picture pixels for a window pixel
+
 
 def random_windows(
     points: npt.NDArray[np.floating],
@@ -17,7 +19,7 @@ def random_windows(
     window: Window,
     rng: np.random.Generator,
     *,
-    zoom: tuple[float, float] = (0.8, 1.25),
+    zoom: tuple[float, float] = ZOOM,
     margin: float = 8.0,
     allow_truncation: bool = False,
 ) -> Doubles:
@@ -27,7 +29,8 @@ def random_windows(
     holds all of the joints unless it may truncate them; a pin too long for a crop enlarges it.
 
     Args:
-        points: [N, P, 2] (x, y) of the joints in picture pixels, all finite.
+        points: [N, P, 2] (x, y) of the joints in picture pixels; NaN where one is not known; one of
+            each sample is.
         pictures: [N, 2] (h, w) of the pictures.
         window: the network's; its padding is not used.
         rng: decides.

@@ -29,6 +29,7 @@ from fastpose.train.data import Batch, TrainingSet, batches, prepared
 from fastpose.train.detection import detection_loss
 from fastpose.train.loop import Descent, Recipe
 from fastpose.train.objective import cascade_objective, objective
+from fastpose.train.pins import ZOOM
 from fastpose.train.scenes import SceneBatch, Scenery, SceneSet
 from fastpose.train.tompson import phase_at, set_phase
 
@@ -231,6 +232,8 @@ def pose_recipe(spec: ModelSpec, **fields: Any) -> PoseRecipe | AdversarialRecip
     """How a network is trained unless its fields say otherwise."""
     if spec.network == "adversarial:AdversarialPoseNet":
         return AdversarialRecipe(**fields)
+    if spec.peaks > 1:
+        fields = {"augmentation": Augmentation(crops=ZOOM), **fields}
     return PoseRecipe(**fields)
 
 

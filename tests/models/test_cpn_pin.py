@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -13,16 +14,19 @@ from torch import Tensor
 
 from fastpose import Pose
 from fastpose.crop import crop_affines
+from fastpose.datasets import PoseData, Sample
 from fastpose.geometry import apply, boxes_to_affines, cells_to_frame, invert
 from fastpose.models import model_spec
 from fastpose.models.joints import locate_joints
 from fastpose.models.spec import ModelSpec
 from fastpose.ops.render import render
 from fastpose.skeleton import Skeleton
+from fastpose.train.data import TrainingSet
 from fastpose.train.losses import global_loss, hard_pixel_loss, mean_loss
 from fastpose.train.objective import objective
 from fastpose.train.pins import random_windows
 from fastpose.train.targets import megvii_targets
+from fastpose.train.tasks import pose_recipe, pose_task
 
 SPEC = model_spec("cpn-pin")
 WHOLE = np.array([[[1.0, 0, 0], [0, 1, 0]]])  # the window is the frame
@@ -322,6 +326,27 @@ def test_a_window_shows_the_feet_where_it_says() -> None:
         window = crop_affines(picture, affine[None], replace(SPEC.window, mean=(0.0,) * 3))
         places = np.rint(apply(invert(affine), feet)).astype(int)
         assert all(window[0, 0, y, x] > 0.9 for x, y in places)
+
+
+def test_training_shows_pins_in_random_crops(tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    samples = []
+    for i, feet in enumerate(pins(6).astype(np.float32)):
+        cv2.imwrite(str(tmp_path / f"{i}.png"), rng.integers(0, 255, (600, 800, 3), np.uint8))
+        seen = np.array([True, i != 3])  # a pin of which one foot is not known is left out
+        samples.append(Sample(tmp_path / f"{i}.png", (600, 800), feet, seen, seen))
+    data = TrainingSet([PoseData("pins", SPEC.joints, tuple(samples))])
+    task = pose_task(SPEC, data, pose_recipe(SPEC, schedule=((SPEC.size, 1),), batch=5))
+    seen_places = []
+    for epoch in (0, 1):
+        (batch,) = task.batches(SPEC.size, epoch)
+        low, high = 8 - 1e-3, np.array(SPEC.size[::-1]) - 9 + 1e-3
+        assert ((batch.joints >= low) & (batch.joints <= high)).all()
+        lengths = np.linalg.norm(batch.joints[:, 0] - batch.joints[:, 1], axis=1)
+        pinned = sorted(np.linalg.norm(s.joints[0] - s.joints[1]) for s in data.samples)
+        assert (np.array(sorted(lengths)) <= np.array(pinned) / 0.8 + 1e-3).all()
+        seen_places.append(batch.joints.mean())
+    assert seen_places[0] != seen_places[1]
 
 
 @pytest.mark.parametrize(
