@@ -10,6 +10,7 @@ from seeded import seed_weights, uniform
 from torch import Tensor, nn
 
 from fastpose.errors import ModelError
+from fastpose.models import model_spec
 from fastpose.models.adversarial import (
     AdversarialPoseNet,
     ConfidenceDiscriminator,
@@ -213,6 +214,19 @@ def test_an_image_that_does_not_fit_is_refused(shape: tuple[int, ...]) -> None:
 def test_a_generator_that_cannot_be_built_is_refused(arguments: dict[str, Any]) -> None:
     with pytest.raises(ModelError, match="AdversarialPoseNet needs num_keypoints, stacks and"):
         AdversarialPoseNet(**arguments)
+
+
+@pytest.mark.parametrize("name", ["adversarial-mpii", "adversarial-lsp"])
+def test_windows_pixels_and_decoding_are_the_hourglass_codes(name: str) -> None:
+    """The paper names none of them; see the mean of MPII in `bearpaw/pytorch-pose`."""
+    spec, hourglass = model_spec(name), model_spec("hourglass8")
+    for shown in (spec, hourglass):
+        assert (shown.size, shown.stride, shown.convention) == ((256, 256), 4, "hourglass")
+        assert (shown.padding, shown.method, shown.sigma) == (1.25, "quarter", 1.0)
+        mean, std = (0.4404, 0.4440, 0.4327), (255.0, 255.0, 255.0)
+        assert shown.rgb
+        assert shown.mean == pytest.approx([255 * value for value in mean], abs=0.06)
+        assert shown.std == std
 
 
 def test_an_untrained_generator_draws_nothing() -> None:
