@@ -287,6 +287,8 @@ def _fit(args: argparse.Namespace, task: Task, device: str) -> nn.Module:
         progress.step(f"loss {row['loss']:.5f}")
 
     network = fit(task, args.out, device=device, report=report)
+    if not progress.done:  # by a run before, all of it
+        progress.resume(task.recipe.epochs)
     progress.finish()
     return network.cpu()
 

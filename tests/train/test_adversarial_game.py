@@ -576,3 +576,5 @@ def test_the_command_line_trains_it(
     state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
     assert "confidence" in state["optimizer"]
     assert (tmp_path / "run" / "tiny.onnx").is_file()
+    assert main(words) == 0  # nothing is left to do
+    assert "tiny: 1/1 epochs" in capsys.readouterr().err
