@@ -87,7 +87,8 @@ def run(args: argparse.Namespace) -> int:
         if args.json:
             print(json.dumps({"model": spec.name, "weights": None, "source": source}))
         fits = foreign.models_that_fit(state, layout)
-        advice = f"it fits {', '.join(fits)}" if fits else "--partial takes what fits"
+        advice = "--partial takes what fits" if report.taken else "nothing in it fits"
+        advice = f"it fits {', '.join(fits)}" if fits else advice
         raise WeightsError(f"{args.file}: {layout.name} against {spec.name}: {report}; {advice}")
     card = {
         "name": spec.name,
