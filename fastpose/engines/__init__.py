@@ -422,7 +422,7 @@ def _open_bundle(
             f"{graph}: a graph without {path.name}, which says how to feed and to read it; "
             f"`fastpose wrap {graph} --out BUNDLE.onnx` makes both"
         )
-    manifest = Manifest.load(path)
+    manifest = _manifest(path)
     asked = {"kind": kind, "precision": precision}
     for field, value in asked.items():
         if value not in ("auto", getattr(manifest, field)):
@@ -448,6 +448,17 @@ def _open_bundle(
             f"this machine runs it in {engine.manifest.precision}"
         )
     return engine
+
+
+def _manifest(path: Path) -> Manifest:
+    """What the file says, which is no card of weights that lie beside it."""
+    try:
+        return Manifest.load(path)
+    except EngineError as error:
+        weights = path.with_suffix(".safetensors")
+        if not weights.is_file():
+            raise
+        raise EngineError(f"{error}; is it the card of {weights}? Then give that") from None
 
 
 def _names_file(model: str | Path) -> bool:

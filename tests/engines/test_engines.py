@@ -543,6 +543,17 @@ def test_json_that_is_no_manifest(tmp_path, content):
         load_engine(tmp_path / "gone.onnx")
 
 
+@pytest.mark.parametrize("suffix", [".onnx", ".json"])
+def test_a_graph_beside_weights_and_their_card_names_the_weights(tmp_path, suffix):
+    """As `fastpose train` leaves them."""
+    for name in ("mine.onnx", "mine.safetensors"):
+        (tmp_path / name).touch()
+    (tmp_path / "mine.json").write_text('{"name": "cpn-light"}')
+    weights = tmp_path / "mine.safetensors"
+    with pytest.raises(EngineError, match=rf"schema 1; is it the card of {weights}\? Then give"):
+        open_engine(tmp_path / f"mine{suffix}")
+
+
 def test_a_file_is_hashed_without_being_in_memory(tmp_path):
     file = tmp_path / "large.bin"
     content = np.random.default_rng(0).bytes(1 << 20) * 16 + b"the end"
