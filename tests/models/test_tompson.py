@@ -162,6 +162,37 @@ def test_banks_lie_over_each_other_where_the_picture_is_padded(
     torch.testing.assert_close(network(image).coarse, padded[:, :, :30])
 
 
+def halved(image: Tensor) -> Tensor:
+    """Means of 2 x 2 pixels."""
+    return image.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).mean(dim=(3, 5))
+
+
+def test_banks_see_each_level_by_itself_and_are_repeated_and_summed() -> None:
+    """Local contrast is taken of each level of the pyramid, not once before it."""
+    coarse, level, total = narrow(fine=None).coarse, picture(), 0.0
+    for factor, bank in zip((1, 2, 4), coarse.banks, strict=True):
+        features = bank(local_contrast(level))[1]
+        total = total + features.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+        level = halved(level)
+    with torch.no_grad():
+        torch.testing.assert_close(coarse(picture())[0], coarse.head(total))
+
+
+def test_windows_of_the_picture_are_of_its_levels_contrast() -> None:
+    network, seen = narrow(fine="crops"), []
+    assert network.picture is not None
+    network.picture.register_forward_pre_hook(lambda _, given: seen.extend(given[0]))
+    centres = torch.tensor([[[20.0, 30.0], [90.0, 5.0], [50.0, 60.0]]]).expand(2, -1, -1)
+    with torch.no_grad():
+        corners = network(picture(), centres).corners
+    half = halved(picture())
+    levels = {2: half, 4: halved(half), 8: halved(halved(half))}
+    for window, stride in zip(seen, TAP_STRIDES, strict=True):
+        contrast = local_contrast(levels[stride])
+        expected = cut_by_hand(contrast, corners * (SNAP // stride), 72 // stride)
+        torch.testing.assert_close(window, expected)
+
+
 def test_spatial_dropout_takes_whole_maps() -> None:
     dropout = Cascade(1, "flic", 2, fine=None, dropout=0.3, widths=NARROW).coarse.head[0].train()
     maps = 1 + uniform("maps", (100, 100, 4, 4))
