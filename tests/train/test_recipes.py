@@ -70,7 +70,7 @@ def test_what_was_not_published_is_refused(name: str) -> None:
             {0: 2.5e-4, 169: 2.5e-4, 170: 2.5e-5, 219: 2.5e-5, 220: 2.5e-6, 249: 2.5e-6},
         ),
         ("hourglass8", "epoch", 100, {0: 2.5e-4, 99: 2.5e-4}),
-        ("tompson-flic", "epoch", 60, {0: 1e-3, 59: 1e-3}),
+        ("tompson-flic", "epoch", 60, {0: 1e-4, 59: 1e-4}),
         (
             "cpn50",
             "epoch of 60,000 views",
