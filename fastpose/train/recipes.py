@@ -211,7 +211,7 @@ def _hourglass(spec: ModelSpec) -> Publication:
 def _tompson(spec: ModelSpec) -> Publication:
     """Tompson et al., Efficient Object Localization, CVPR 2015: views, and the order of learning.
 
-    Optimiser, rate, batch and length are ours.
+    Optimiser, rate, batch and length are ours: no source of the paper's was at hand.
     """
     recipe = PublishedRecipe(
         **_frame(spec, turn=20.0, enlarge=(0.5, 1.5)),
