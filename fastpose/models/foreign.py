@@ -307,8 +307,8 @@ def _read_torch(path: Path) -> Any:
         reason = str(error)
     if asked := re.search(r"GLOBAL (\S+)", reason):
         raise WeightsError(
-            f"{path}: refused: reading it would run code: its pickle asks for {asked[1]}; a file "
-            "with the state dict alone is read"
+            f"{path}: refused: its pickle asks for {asked[1]}, and reading that could run code; a "
+            "file with the state dict alone is read"
         )
     if "TorchScript" in reason:
         raise WeightsError(f"{path}: a TorchScript archive, which is code; {WRAP}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -138,11 +139,23 @@ def test_a_pickle_is_never_run(tmp_path: Path, how: str) -> None:
     text = refused(path)
     assert not mark.exists()
     if how != "bare 4":  # which torch gives up before it comes to the name
-        assert text.startswith("refused: reading it would run code: its pickle asks for posix.sys")
+        assert text.startswith("refused: its pickle asks for posix.system, and reading that could")
     torch.load(path, weights_only=False) if how in ("zip", "old", "inside") else pickle.loads(
         path.read_bytes()
     )
     assert mark.exists()  # the trap works
+
+
+@pytest.mark.parametrize("best", [np.float64(0.8), np.arange(2.0)])
+def test_a_checkpoint_with_more_than_tensors_and_plain_values_is_refused(
+    tmp_path: Path, best: Any
+) -> None:
+    """Until its state dict is kept alone, as the text says."""
+    content = {"state_dict": tensors(), "best_acc": best}
+    path = saved(content, tmp_path / "c.pth")
+    assert re.search(r"asks for numpy\S+, .*; a file with the state dict alone is", refused(path))
+    saved(torch.load(path, weights_only=False)["state_dict"], path)
+    assert read_checkpoint(path).keys() == tensors().keys()
 
 
 def test_a_pickled_module_is_refused_with_its_class(tmp_path: Path) -> None:
