@@ -105,6 +105,17 @@ def lspet(folder):
     return folder
 
 
+def test_joints_that_nobody_has_are_told(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("fastpose.cli.train._fit", lambda *_: pytest.fail("began"))
+    words = ("--out", str(tmp_path / "out"), "--device", "cpu")
+    data = lspet(tmp_path / "set")
+    for model, joints in (("hourglass2", "pelvis, thorax"), ("cpn-light", None)):
+        assert main(["train", model, "--data", f"lspet:{data}", *words]) == 2
+        *warning, error = capsys.readouterr().err.splitlines()
+        assert error.endswith("1 samples do not fill one batch of 32")
+        assert [joints in line for line in warning] == ([True] if joints else [])
+
+
 def test_pictures_of_joints_alone_need_a_teacher(tmp_path, capsys):
     words = ("--out", str(tmp_path / "out"))
     line = refused(lspet(tmp_path / "set"), capsys, *words, model="fpn-light", data="lspet")

@@ -170,6 +170,7 @@ def _train_pose(args: argparse.Namespace, spec: ModelSpec, device: str) -> dict[
     publication = published(spec) if args.recipe == "published" else None
     start = _start(args.start)
     sets = [with_joints(open_poses(text, split="train"), spec.joints) for text in args.data]
+    _warn_of_untaught(spec, sets)
     validation = open_poses(args.val[0], split="test") if args.val else None
     recipe: PoseRecipe | AdversarialRecipe
     if publication:
@@ -193,6 +194,18 @@ def _train_pose(args: argparse.Namespace, spec: ModelSpec, device: str) -> dict[
         start=start,
         validation=validation,
     )
+
+
+def _warn_of_untaught(spec: ModelSpec, sets: list[PoseData]) -> None:
+    """Say which joints nobody in the sets has: a network's maps of these stay as they began."""
+    labelled = [sample.labelled for data in sets for sample in data.samples]
+    if not labelled:
+        return
+    taught = map(any, zip(*labelled, strict=True))
+    names = [name for name, some in zip(spec.joints.joints, taught, strict=True) if not some]
+    if names:
+        text = f"{spec.name}: nobody has {', '.join(names)}: what it says of these is not learnt"
+        warnings.warn(text, UserWarning, stacklevel=3)
 
 
 def _train_detector(args: argparse.Namespace, spec: DetectorSpec, device: str) -> dict[str, Any]:
