@@ -431,16 +431,32 @@ def test_the_objective_is_the_weighted_sum_and_reaches_the_generator_alone() -> 
     torch.testing.assert_close(objective, expected)
 
 
-def test_the_discriminators_see_the_last_stack_and_its_first_maps() -> None:
-    """The maps that P and C learn from are those of the first forward pass, cut off from G."""
+def test_the_discriminators_see_the_last_stack_and_its_first_maps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The maps that P and C learn from are those of the first forward pass, cut off from G.
+
+    So are those by which their targets are made.
+    """
     step = game(Rules(delta=DELTA), stacks=2)
     seed_weights(step.generator)  # an untrained one's maps are empty, and alike in all stacks
     images, truth = figures(4, np.random.default_rng(0))
     with torch.no_grad():
-        first = step.generator(images)[-1].joined
-    seen: list[Tensor] = []
+        last = step.generator(images)[-1]
+    first, seen = last.joined, []
+    for labels_of in (pose_labels, confidence_labels):
+
+        def watched(pose: Tensor, truth: Truth, limit: float, labels_of=labels_of) -> Labels:
+            if not pose.requires_grad:
+                assert torch.equal(pose, last.pose)
+                asked.append(labels_of)
+            return labels_of(pose, truth, limit)
+
+        monkeypatch.setattr(f"fastpose.train.adversarial.{labels_of.__name__}", watched)
+    asked: list[Callable[..., Labels]] = []
     step.confidence.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     step.step(images, truth, 1e-3)
+    assert asked == [pose_labels, confidence_labels]
     fake, real, judged_maps = seen
     assert torch.equal(fake, first)
     assert not fake.requires_grad
