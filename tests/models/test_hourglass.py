@@ -167,6 +167,21 @@ def test_without_remaps_each_stack_sees_the_stem() -> None:
     assert torch.equal(seen[0], seen[1])
 
 
+def test_each_stack_is_told_what_the_one_before_found() -> None:
+    network = StackedHourglass(5, 3, channels=16).eval()
+    seed_weights(network)
+    seen, features = [], []
+    for hourglass in network.hourglasses:
+        hourglass.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    for layer in network.features:
+        layer.register_forward_hook(lambda _, inputs, result: features.append(result))
+    with torch.no_grad():
+        maps = network(uniform("image", (1, 3, 64, 64)))
+        for t in (0, 1):
+            told = network.remap_features[t](features[t]) + network.remap_scores[t](maps[t])
+            torch.testing.assert_close(seen[t + 1], seen[t] + told)
+
+
 def test_eight_untrained_stacks_stay_in_range_of_half_precision() -> None:
     torch.manual_seed(0)
     network = StackedHourglass(16, 8).eval()
