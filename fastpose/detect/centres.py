@@ -11,7 +11,7 @@ import numpy.typing as npt
 from fastpose.crop import crop_people
 from fastpose.engines import Engine
 from fastpose.geometry import apply, frame_box
-from fastpose.models import CPM_PADDING
+from fastpose.models.registry import CPM_PADDING
 from fastpose.types import Boxes, Floats
 
 CENTRES = "cpm-person"

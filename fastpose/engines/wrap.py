@@ -15,7 +15,7 @@ import numpy.typing as npt
 from fastpose.engines.engine import Port, axes_text
 from fastpose.errors import ModelError
 from fastpose.geometry import CONVENTIONS
-from fastpose.models import IMAGENET_MEAN, IMAGENET_STD
+from fastpose.models.registry import IMAGENET_MEAN, IMAGENET_STD
 from fastpose.models.spec import ModelSpec
 from fastpose.ops.decode import METHODS
 from fastpose.skeleton import SKELETONS, Skeleton, read_skeleton

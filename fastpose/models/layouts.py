@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from fastpose.models import IMAGENET_MEAN, IMAGENET_STD
 from fastpose.models.parts import part_tree
+from fastpose.models.registry import IMAGENET_MEAN, IMAGENET_STD
 
 CAFFE_FILES = (".caffemodel", ".npz")
 
