@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastpose.errors import ModelError
 from fastpose.models.hourglass import DEPTH, Hourglass, Residual
-from fastpose.models.layers import check_image
+from fastpose.models.layers import check_image, check_joints
 
 
 class StackMaps(NamedTuple):
@@ -66,11 +66,12 @@ class AdversarialPoseNet(nn.Module):
         occlusion: bool = True,
     ) -> None:
         super().__init__()
+        check_joints(num_keypoints)
         widths = (channels, *stem)
-        if min(num_keypoints, stacks, depth, *widths) < 1 or any(width % 2 for width in widths):
+        if min(stacks, depth, *widths) < 1 or any(width % 2 for width in widths):
             raise ModelError(
-                "AdversarialPoseNet needs num_keypoints, stacks and depth from 1 on and even "
-                f"channels and stem, got {num_keypoints}, {stacks}, {depth}, {channels} and {stem}"
+                "AdversarialPoseNet needs stacks and depth from 1 on and even channels and stem, "
+                f"got {stacks}, {depth}, {channels} and {stem}"
             )
         self.multiple = 4 * 2**depth
         self.stem = nn.Sequential(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fastpose import ops
 from fastpose.errors import ModelError
-from fastpose.models.layers import check_image
+from fastpose.models.layers import check_image, check_joints
 
 STRIDE = 8
 CENTRE_SIGMA = 21.0  # pixels
@@ -38,8 +38,7 @@ class _PoseMachine(nn.Module):
 
     def __init__(self, num_keypoints: int, stages: int, stage_reduce: str) -> None:
         super().__init__()
-        if type(num_keypoints) is not int or num_keypoints < 1:
-            raise ModelError(f"a CPM needs at least 1 joint, got {num_keypoints!r}")
+        check_joints(num_keypoints)
         if type(stages) is not int or stages < 1:
             raise ModelError(f"a CPM needs at least 1 stage, got {stages!r}")
         if stage_reduce not in STAGE_REDUCES:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastpose.errors import ModelError
-from fastpose.models.layers import check_image, conv
+from fastpose.models.layers import check_image, check_joints, conv
 
 BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}  # bottlenecks of a ResNet's four stages, by depth
 LEVELS = ("C5", "C4", "C3", "C2")  # of the pyramid
@@ -55,8 +55,7 @@ class CPN(nn.Module):
         decoded: str | None = None,
     ) -> None:
         super().__init__()
-        if type(num_keypoints) is not int or num_keypoints < 1:
-            raise ModelError(f"CPN needs num_keypoints from 1 on, got {num_keypoints!r}")
+        check_joints(num_keypoints)
         if depth not in BLOCKS or style not in STYLES:
             raise ModelError(
                 f"CPN needs depth 50 or 101 and style torch or tf, got {depth!r} and {style!r}"

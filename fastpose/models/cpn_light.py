@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastpose.models.layers import check_image, conv
+from fastpose.models.layers import check_image, check_joints, conv
 
 FACTORS = (8, 4, 2, 1)  # cells of the maps per cell of P5, P4, P3, P2
 
@@ -93,10 +93,14 @@ class LightCPN(LightTrunk):
     Args:
         num_keypoints: K.
         width: channels of the pyramid.
+
+    Raises:
+        ModelError: there is no joint.
     """
 
     def __init__(self, num_keypoints: int = 14, width: int = 128) -> None:
         super().__init__()
+        check_joints(num_keypoints)
         trunk = (512, 256, 128, 64)  # from C5 to C2, the order of the pyramid below
         self.laterals = nn.ModuleList(conv(c, width, 1) for c in trunk)
         self.merges = nn.ModuleList(

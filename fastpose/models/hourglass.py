@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastpose.errors import ModelError
-from fastpose.models.layers import check_image
+from fastpose.models.layers import check_image, check_joints
 
 DEPTH = 4  # of the published hourglasses: from 64x64 cells down to 4x4
 
@@ -89,6 +89,7 @@ class StackedHourglass(nn.Module):
         self, num_keypoints: int, stacks: int = 8, blocks: int = 1, channels: int = 256
     ) -> None:
         super().__init__()
+        check_joints(num_keypoints)
         if min(stacks, blocks, channels) < 1 or channels % 4:
             raise ModelError(
                 "StackedHourglass needs stacks and blocks from 1 on and channels in multiples of "

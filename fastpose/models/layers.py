@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from fastpose.errors import ModelError
+
+
+def check_joints(num_keypoints: int) -> None:
+    """Raise ModelError unless it is a number of joints."""
+    if type(num_keypoints) is not int or num_keypoints < 1:
+        raise ModelError(f"num_keypoints must be a whole number from 1, got {num_keypoints!r}")
+
 
 def check_image(image: Tensor, channels: tuple[int, ...], multiple: int) -> None:
     """Raise ValueError unless the image fits the network.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fastpose.crop import crop_features
 from fastpose.errors import ModelError
 from fastpose.models.cascade import FINE, FINE_STRIDE, SNAP, place_windows
-from fastpose.models.layers import check_image
+from fastpose.models.layers import check_image, check_joints
 
 LAYOUTS = ("flic", "mpii")
 POOLS = (2, 3, 4)  # maps at 1/4, 1/8 and 1/16 of the input
@@ -86,11 +86,11 @@ class Cascade(nn.Module):
         widths: Widths | None = None,
     ) -> None:
         super().__init__()
-        if fine not in FINES or jitter < 0 or not 0 <= dropout < 1 or num_keypoints < 1:
+        check_joints(num_keypoints)
+        if fine not in FINES or not jitter >= 0 or not 0 <= dropout < 1:  # NaN is neither
             raise ModelError(
-                "Cascade needs num_keypoints from 1 on, fine shared, crops or None, dropout from 0 "
-                "to 1, jitter from 0 on, "
-                f"got {num_keypoints!r}, {fine!r}, {dropout!r} and {jitter!r}"
+                "Cascade needs fine shared, crops or None, dropout from 0 to 1 and jitter from 0 "
+                f"on, got {fine!r}, {dropout!r} and {jitter!r}"
             )
         widths = widths or Widths()
         self.coarse = Coarse(num_keypoints, layout, pools, banks, drop_stage, dropout, widths)

@@ -296,7 +296,7 @@ def test_refine_net_reads_the_finest_levels(shallow: None, levels: int) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"num_keypoints": 0}, "num_keypoints from 1 on, got 0"),
+        ({"num_keypoints": 0}, "num_keypoints must be a whole number from 1, got 0"),
         ({"depth": 34}, "depth 50 or 101 and style torch or tf, got 34"),
         ({"refine": "sum"}, "refine cascade, single, concat or none, got 'sum'"),
         ({"levels": 0}, "reads 1 to 4 levels, got 0"),

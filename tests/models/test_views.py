@@ -15,8 +15,9 @@ from fastpose import ops
 from fastpose.crop import view_boxes
 from fastpose.errors import ModelError
 from fastpose.geometry import apply, boxes_to_affines, cells_to_frame, compose, invert
-from fastpose.models import CPM_VIEWS, model_spec
+from fastpose.models import model_spec
 from fastpose.models.joints import locate_joints
+from fastpose.models.registry import CPM_VIEWS
 from fastpose.models.spec import ModelSpec
 from fastpose.models.views import merge_views
 
