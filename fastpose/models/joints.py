@@ -39,13 +39,15 @@ def locate_joints(
     """
     match spec.output:
         case "simcc":
-            return _read_vectors(results, affines, spec, flipped)
+            points, scores = _read_vectors(results, affines, spec, flipped)
         case "cascade":
-            return locate_cascade(results, affines, spec, flipped)
+            points, scores = locate_cascade(results, affines, spec, flipped)
         case "parts":
-            return _read_parts(results, affines, spec, flipped)
+            points, scores = _read_parts(results, affines, spec, flipped)
         case _:
-            return _read_maps(results, affines, spec, flipped)
+            points, scores = _read_maps(results, affines, spec, flipped)
+    # a window that no affine describes has peaks, but they lie nowhere
+    return points, np.where(np.isfinite(points).all(axis=2), scores, np.float32(0))
 
 
 def _read_maps(

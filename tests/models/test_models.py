@@ -8,6 +8,7 @@ from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from seeded import seed_weights, uniform
@@ -18,6 +19,7 @@ from fastpose.engines.build import export_onnx
 from fastpose.errors import ModelError
 from fastpose.models import MODELS, create, list_models, model_spec
 from fastpose.models.cpn_light import LightCPN
+from fastpose.models.joints import locate_joints
 from fastpose.models.spec import ModelSpec
 
 HALVING = ("hourglass", "pbn", "adversarial")  # down to 1/64 of the input
@@ -65,14 +67,18 @@ def small(request: pytest.FixtureRequest) -> ModelSpec:
     return replace(spec, size=size, kwargs=spec.kwargs | options)
 
 
-@pytest.fixture(scope="module")
-def network(small: ModelSpec) -> nn.Module:
-    module, _, builder = small.network.partition(":")
+def build(spec: ModelSpec, num_keypoints: int) -> nn.Module:
+    module, _, builder = spec.network.partition(":")
     with torch.device("meta"):  # random weights would only be overwritten
         built: nn.Module = getattr(import_module(f"fastpose.models.{module}"), builder)(
-            num_keypoints=len(small.joints) // small.peaks, **small.kwargs
+            num_keypoints=num_keypoints, **spec.kwargs
         )
-    built.to_empty(device="cpu")
+    return built
+
+
+@pytest.fixture(scope="module")
+def network(small: ModelSpec) -> nn.Module:
+    built = build(small, len(small.joints) // small.peaks).to_empty(device="cpu")
     seed_weights(built)
     return built.eval()
 
@@ -146,6 +152,30 @@ def test_low_precision_is_near(network: nn.Module, small: ModelSpec, dtype: torc
     expected = predict(network, image)
     limit = 0.1 if dtype == torch.bfloat16 else 0.02
     assert_results_close(actual, expected, limit, small)
+
+
+@pytest.mark.parametrize("count", [0, -1, 2.5])
+def test_what_is_no_number_of_joints_is_refused(small: ModelSpec, count: int) -> None:
+    with pytest.raises(ModelError):
+        build(small, count)
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_a_window_that_lies_nowhere_has_no_joints(name: str) -> None:
+    """Its affine is NaN, and it shows something nevertheless."""
+    spec = model_spec(name)
+    ((channels, *cells),) = spec.results
+    views = len(spec.views)
+    # a cascade's joints are its channels; every map has a peak
+    results = spec.peak_value * uniform(name, (2 * views, channels, *cells)).numpy()
+    affines = np.tile(np.eye(2, 3), (2 * views, 1, 1))
+    affines[:views] = np.nan
+    points, scores = locate_joints(results, affines, spec)
+    assert points.shape == (2, len(spec.joints), 2)
+    assert np.isnan(points[0]).all()
+    assert (scores[0] == 0).all()
+    assert np.isfinite(points[1]).all()
+    assert (scores[1] > 0).all()
 
 
 @pytest.mark.gpu
