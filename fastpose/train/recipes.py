@@ -127,10 +127,13 @@ def published(spec: ModelSpec) -> Publication:
 def _pose_machine(spec: ModelSpec) -> Publication:
     """Wei, Ramakrishna, Kanade, Sheikh, Convolutional Pose Machines, CVPR 2016, as released.
 
-    Iterations are those of the released weights: of LSP's network for all of its graph.
+    Iterations are those of the released weights: FLIC's with 4 stages, else LSP's, and those that
+    start from a VGG.
     """
     batch, every = 16, 136_106
-    iterations = {"cpm-flic": 40_000, "cpm-lsp": 395_000, "cpm-vgg": 320_000}[spec.name]
+    iterations = 40_000 if spec.kwargs.get("stages") == 4 else 395_000
+    if spec.network == "cpm:CPMVGG":
+        iterations = 320_000
     recipe = PublishedRecipe(
         **_frame(spec, turn=40.0, enlarge=(0.7, 1.3)),
         batch=batch,
