@@ -16,6 +16,7 @@ from fastpose.cli import main
 from fastpose.models import MODELS, create, foreign, model_spec
 
 torch = pytest.importorskip("torch")
+pytest.importorskip("safetensors")
 from safetensors.torch import load_file  # noqa: E402
 from seeded import seed_weights, seeded_values, uniform  # noqa: E402
 

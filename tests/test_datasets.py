@@ -6,13 +6,18 @@ import sys
 import cv2
 import numpy as np
 import pytest
-from scipy.io import savemat
 
 from fastpose.datasets import open_data, read_image, read_lsp, read_lspet, read_predictions
 from fastpose.errors import BackendError, DataError
 from fastpose.skeleton import LSP14
 
 JOINTS = np.arange(42, dtype=float).reshape(14, 3)  # x, y, flag
+
+
+def savemat(path, values):
+    pytest.importorskip("scipy.io").savemat(path, values)
+
+
 JOINTS[:, 2] = 1
 JOINTS[6, 2] = 0  # right_wrist
 

@@ -30,7 +30,6 @@ from foreign_nets import (
     seeded_state,
     torchvision_vgg,
 )
-from safetensors.torch import save_file
 from seeded import seed_weights, uniform
 from test_structured import released_blobs
 from torch import Tensor, nn
@@ -40,6 +39,9 @@ from fastpose.models import create, model_spec
 from fastpose.models.foreign import fill, models_that_fit, read_checkpoint, recognise, refit
 from fastpose.models.layouts import LAYOUTS, Layout
 from fastpose.models.structured import Structured
+
+safetensors = pytest.importorskip("safetensors.torch")
+save_file = safetensors.save_file
 
 
 def tensors() -> dict[str, Tensor]:

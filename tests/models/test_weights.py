@@ -7,13 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from seeded import seed_weights
 from torch import nn
 
 from fastpose.errors import WeightsError
 from fastpose.models import create
 from fastpose.models.weights import load_weights, save_weights
+
+safetensors = pytest.importorskip("safetensors.torch")
+load_file = safetensors.load_file
+save_file = safetensors.save_file
 
 
 def small() -> nn.Module:
