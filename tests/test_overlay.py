@@ -124,6 +124,14 @@ def test_a_limb_that_leaves_the_picture_keeps_its_direction():
     assert (drawn[300, 200] == GREY).all()
 
 
+def test_a_skeleton_without_limbs_has_its_joints_drawn():
+    lone = Skeleton("lone", ("left_foot",), (), (), (0.1,))
+    drawn = draw(picture(), people_of(lone, {"left_foot": (100.0, 200.0)}))
+    changed = np.argwhere((drawn != GREY).any(axis=2))
+    assert len(changed)
+    np.testing.assert_allclose(changed.mean(axis=0), (200, 100), atol=0.5)
+
+
 def test_not_finite_boxes_are_left_out():
     people = people_of(COCO17, STANDING)
     expected = draw(picture(), people)

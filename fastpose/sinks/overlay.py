@@ -115,7 +115,7 @@ def _plan(skeleton: Skeleton) -> _Plan:
 
     def part(joints: npt.NDArray[np.bool_], members: npt.NDArray[np.bool_]) -> _Part:
         by_colour = [
-            (colour, np.array([c == colour for c in colours]) & members)
+            (colour, np.array([c == colour for c in colours], np.bool_) & members)
             for colour in (CENTRE, LEFT, RIGHT)
         ]
         return _Part(members, joints, tuple(by_colour))
