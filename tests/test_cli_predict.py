@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -378,6 +379,24 @@ def test_a_warning_is_one_line(capsys, monkeypatch):
     assert main(["models"]) == 0
     assert capsys.readouterr().err == "fastpose models: warning: there are no weights\n"
     assert warnings.showwarning is shown
+
+
+def test_what_takes_long_is_told_on_standard_error(capsys, monkeypatch):
+    """An export is; standard output stays one document, and the log is left as it was."""
+    log = logging.getLogger("fastpose")
+    before = log.level, list(log.handlers)
+
+    def run(args):
+        logging.getLogger("fastpose.engines.source").info("%s: exported", "tiny")
+        logging.getLogger("fastpose.engines.source").debug("not for the user")
+        sys.stdout.write("{}\n")
+        return 0
+
+    monkeypatch.setattr("fastpose.cli.models.run", run)
+    assert main(["models", "--json"]) == 0
+    out = capsys.readouterr()
+    assert (out.out, out.err) == ("{}\n", "fastpose models: tiny: exported\n")
+    assert (log.level, log.handlers) == before
 
 
 def test_models_and_doctor(capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import signal
 import sys
@@ -66,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace, interrupts: list[int]) -> int:
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _log(args.verb):
             warnings.showwarning = _warn(args.verb)
             status = int(import_module(f"fastpose.cli.{VERBS[args.verb][0]}").run(args))
             sys.stdout.flush()  # here, where a reader that has gone is dealt with
@@ -112,6 +113,22 @@ def _interrupts() -> Iterator[list[int]]:
         yield seen
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextmanager
+def _log(verb: str) -> Iterator[None]:
+    """What the library's log tells of its slow steps, one line each, on standard error."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter(f"fastpose {verb}: %(message)s"))
+    log = logging.getLogger("fastpose")
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+        log.removeHandler(handler)
 
 
 def _warn(verb: str) -> Callable[..., None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import warnings
 from importlib import import_module
@@ -16,6 +17,7 @@ from fastpose.models import model_spec, trained
 from fastpose.models.spec import DetectorSpec, ModelSpec
 
 HALVES = ("rpn", "head")  # of a detector
+LOG = logging.getLogger(__name__)
 
 
 def is_trained(spec: ModelSpec | DetectorSpec) -> bool:
@@ -66,7 +68,8 @@ def find_graph(spec: ModelSpec, weights: Path | None = None) -> tuple[Path, str]
     Args:
         spec: of the model.
         weights: a weight file; None takes the trained graph, else the trained weights, else random
-            ones. What has no graph yet is exported once into the user's cache.
+            ones. What has no graph yet is exported once into the user's cache, which the log says
+            at its level INFO.
 
     Raises:
         BackendError: an export is needed and torch is not installed.
@@ -151,6 +154,7 @@ def _prepare_export(name: str, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise EngineError(f"{folder}: cannot be made: {error.strerror}") from None
+    LOG.info("%s: writing its ONNX graph into %s, once; this may take a minute", name, folder)
 
 
 def _cache() -> Path:

@@ -322,15 +322,20 @@ def test_a_model_without_weights_warns_and_has_the_same_random_ones(registered, 
     assert_close(engine(images(3)), expected(images(3), random_network("tiny")))
 
 
-def test_an_export_is_kept_in_the_cache(registered, tmp_path, monkeypatch):
+def test_an_export_is_kept_in_the_cache(registered, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO", "fastpose")
     with pytest.warns(UserWarning, match="random"):
         open_tiny("openvino")
-    (kept,) = (tmp_path / "cache" / "fastpose").iterdir()
+    folder = tmp_path / "cache" / "fastpose"
+    told = f"tiny: writing its ONNX graph into {folder}, once; this may take a minute"
+    assert caplog.messages == [told]
+    (kept,) = folder.iterdir()
     assert kept.name.startswith("tiny-")
     written = kept.stat().st_mtime_ns
     with pytest.warns(UserWarning, match="random"):
         open_engine("tiny", kind="onnxruntime")
     assert kept.stat().st_mtime_ns == written
+    assert caplog.messages == [told]
     monkeypatch.setitem(models.MODELS, "tiny", replace(TINY, size=(24, 24)))
     with pytest.warns(UserWarning, match="random"):
         assert open_engine("tiny")(np.zeros((1, 3, 24, 24), np.float32)).shape[2:] == (6, 6)
