@@ -72,8 +72,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--detector",
         default="default",
         metavar="NAME|FILE.onnx|none",
-        help="what finds people: a detector that `fastpose models` lists, a file, or none for the "
-        "whole frame as one person (default: fpn-light)",
+        help="what finds people: a detector that `fastpose models` lists, cpm-person, a file, or "
+        "none for the whole frame as one person (default: fpn-light)",
     )
     parser.add_argument(
         "--detector-layout",
@@ -84,7 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--detector-score",
         type=share,
         metavar="SCORE",
-        help="least score of a person (default: 0.5 for fpn-light, else 0.3)",
+        help="least score of a person (default: 0.5 for fpn-light and cpm-person, else 0.3)",
     )
     who.add_argument(
         "--boxes",
