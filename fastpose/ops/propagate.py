@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from fastpose.errors import BackendError
 from fastpose.ops.choose import choose
 from fastpose.ops.fit_tree import root_first
 
@@ -65,7 +66,7 @@ def propagate(
 
     Raises:
         ValueError: an argument is not as above, or `parents` is no tree; the text names the node.
-        BackendError: `backend` was named and cannot run here.
+        BackendError: torch is not installed, or `backend` was named and cannot run here.
     """
     _check_options(direction, activate)
     depths = tree_depths(parents)
@@ -191,8 +192,12 @@ def _check(
     nodes: int,
     direction: str,
 ) -> None:
-    import torch
-
+    try:
+        import torch
+    except ImportError:
+        raise BackendError(
+            "propagate needs torch; install the extra: fastpose-inference[torch]"
+        ) from None
     if not isinstance(features, torch.Tensor) or not features.is_floating_point():
         came = features.dtype if isinstance(features, torch.Tensor) else type(features).__name__
         raise ValueError(f"features must be a floating torch tensor, got {came}")

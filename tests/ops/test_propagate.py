@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 
 import numpy as np
 import pytest
@@ -303,3 +304,9 @@ def test_a_backend_that_is_not_there_is_refused() -> None:
         propagate(FEATURES, KERNELS, BIASES, STAR, direction="up", backend="triton")
     named = propagate(FEATURES, KERNELS, BIASES, STAR, direction="up", backend="reference")
     assert torch.equal(named, propagate(FEATURES, KERNELS, BIASES, STAR, direction="up"))
+
+
+def test_without_torch_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(BackendError, match=r"propagate needs torch; .*fastpose-inference\[torch\]"):
+        propagate(np.zeros((1, 1, 1, 2, 2)), (), (), (-1,), direction="up")
