@@ -188,13 +188,13 @@ def open_engine(
     if kind == "auto" and device.startswith("cuda"):
         kind = "torch"
     kind = _choose(kind, KINDS)
-    if weights is None and not source.is_trained(spec):
-        _warn_of_random_weights(spec)
     if kind == "torch":
         file = weights or source.find_weights(spec)
         weights_hash = file_hash(file) if file else ""
     else:
         file, weights_hash = source.find_graph(spec, weights)
+    if weights is None and not source.is_trained(spec):
+        _warn_of_random_weights(spec)
     request = Request(
         spec=spec.single_view() if single_view else spec,
         file=file,
