@@ -27,7 +27,7 @@ RING_KEEP, RING_WEIGHT = 0.5, 0.5
 EMPTY_KEEP = 0.01  # of a picture without people
 
 # Median lengths of the limbs, from part 1 on, in lengths of the first: of the 1000 training
-# pictures of LSP, by `limb_ratios`.
+# pictures of LSP; tests/train/test_structured_loss.py measures them again.
 LIMB_RATIOS = {
     "lsp26": (
         1.0, 0.747, 0.615, 0.615, 0.541, 0.541, 0.799, 0.799, 0.799, 0.885, 0.885, 0.926, 0.926,
@@ -179,20 +179,6 @@ def limb_lengths(parts: npt.NDArray[np.floating], tree: PartTree) -> npt.NDArray
     children = [part for part, parent in enumerate(tree.parents) if parent >= 0]
     parents = [tree.parents[part] for part in children]
     return np.linalg.norm(parts[:, children] - parts[:, parents], axis=-1)
-
-
-def limb_ratios(
-    joints: npt.NDArray[np.floating], labelled: npt.NDArray[np.bool_], tree: PartTree
-) -> npt.NDArray[np.floating]:
-    """[P - 1] median length of each limb, in lengths of the first: see `LIMB_RATIOS`.
-
-    Args:
-        joints: [N, K, 2] of many people, each in a unit of his own.
-        labelled: [N, K] bool.
-        tree: of the parts.
-    """
-    lengths = np.log(limb_lengths(tree.joints_to_parts(joints, labelled)[0], tree))
-    return np.exp(np.nanmedian(lengths - lengths[:, :1], axis=0))
 
 
 def divergence(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
