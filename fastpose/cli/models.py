@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fastpose.models.spec import DetectorSpec, ModelSpec
 
 WIDTH = 100  # columns
+LINE = "{:<17}{:>10}{:>8}{:>11}{:>9}{:>7}  {}"
 LEGEND = (
     "GMAC: 10^9 multiply-adds of convolutions and matrix products, of each view of a person or of\n"
     "a detector's frame with all its boxes. Field: pixels on each axis that a cell can see; in an\n"
@@ -82,9 +83,6 @@ def _row(
         "terms": details.get("terms"),
         "paper": spec.paper,
     }
-
-
-LINE = "{:<17}{:>10}{:>8}{:>11}{:>9}{:>7}  {}"
 
 
 def _print_table(what: str, finds: str, rows: list[dict[str, Any]]) -> None:
