@@ -1,21 +1,24 @@
 """`ops.decode` on one thread, interleaved with what this environment has of its peers.
 
-    python benchmarks/ops/bench_decode.py
+    FASTPOSE_MMPOSE=CHECKOUT python benchmarks/ops/bench_decode.py
 
-The peers are rtmlib's `post_dark_udp`, where rtmlib is installed, and argmax + quarter as
-vectorised torch, where torch is. Each answer is compared before it is timed. Times are medians of
-the processor time of the one thread, of functions called by turns: a busy machine adds least to
-those.
+The peers are rtmlib's `post_dark_udp`, where rtmlib is installed; mmpose's `refine_keypoints` and
+`refine_keypoints_dark` after `get_heatmap_maximum`, where a checkout and torch are; and argmax +
+quarter as vectorised torch. Each answer is compared before it is timed. Times are medians of the
+processor time of the one thread, of functions called by turns: a busy machine adds least to those.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import platform
+from collections.abc import Callable
 
+import mmpose_files
 import numpy as np
 import pytest
-from interleave import ROUNDS, interleave, report
+from interleave import interleave, report
 
 from fastpose.ops import cpp, decode
 
@@ -32,6 +35,18 @@ def heatmaps(people: int) -> np.ndarray:
     return (np.exp(-square / 8) + noise).astype(np.float32)
 
 
+def by_turns(maps: np.ndarray, *functions: Callable[[np.ndarray], object]) -> list[float]:
+    """Median microseconds of each on maps that were just written, as a network leaves them.
+
+    Some peers write into the maps they refine.
+    """
+    scratch = np.empty_like(maps)
+    return interleave(
+        *(functools.partial(function, scratch) for function in functions),
+        before=lambda: np.copyto(scratch, maps),
+    )
+
+
 def against_rtmlib() -> dict[int, float]:
     """Ratio by number of people."""
     import cv2
@@ -41,7 +56,7 @@ def against_rtmlib() -> dict[int, float]:
 
     def peer(maps: np.ndarray) -> np.ndarray:
         # What rtmlib does before it refines: the first maximum of every map, -1 where it is not
-        # above 0. The refinement writes into the maps, so it gets a copy.
+        # above 0.
         flat = maps.reshape(*maps.shape[:2], -1)
         index, score = flat.argmax(-1), flat.max(-1)
         points = np.stack((index % SIZE[1], index // SIZE[1]), axis=-1).astype(np.float32)
@@ -50,15 +65,46 @@ def against_rtmlib() -> dict[int, float]:
     ratios = {}
     for people in PEOPLE:
         maps = heatmaps(people)
-        copies = [maps.copy() for _ in range(ROUNDS)]
         worst = np.abs(decode(maps, method="udp")[0] - peer(maps.copy())).max()
         assert worst < 0.01, f"{worst} cells from rtmlib"
-        theirs, ours = interleave(
-            lambda copies=copies: peer(copies.pop()),
-            lambda maps=maps: decode(maps, method="udp"),
-        )
+        theirs, ours = by_turns(maps, peer, functools.partial(decode, method="udp"))
         name = f"udp, rtmlib, {people} people (within {worst:.0e} cells)"
         ratios[people] = report(name, theirs, ours)
+    return ratios
+
+
+def against_mmpose() -> dict[tuple[str, int], float]:
+    """Ratio by method and number of people."""
+    import cv2
+
+    cv2.setNumThreads(1)
+    peaks = mmpose_files.load("mmpose.codecs.utils.post_processing").get_heatmap_maximum
+    refinement = mmpose_files.load("mmpose.codecs.utils.refinement")
+
+    def refine_quarter(points: np.ndarray, maps: np.ndarray) -> np.ndarray:
+        return refinement.refine_keypoints(points, maps)
+
+    def refine_dark(points: np.ndarray, maps: np.ndarray) -> np.ndarray:
+        return refinement.refine_keypoints_dark(points, maps, blur_kernel_size=11)
+
+    ratios = {}
+    for method, refine, bound in (("quarter", refine_quarter, 0.0), ("dark", refine_dark, 0.01)):
+
+        def peer(maps: np.ndarray, refine=refine) -> list[np.ndarray]:
+            # The order of MSRAHeatmap.decode, for one person at a time as there.
+            return [refine(peaks(person)[0][None], person)[0] for person in maps]
+
+        for people in PEOPLE:
+            maps = heatmaps(people)
+            # Next to the border mmpose leaves joints where they are that other code moves.
+            found = decode(maps, method="argmax")[0]
+            inside = ((found > 1) & (found < np.subtract(SIZE[::-1], 2))).all(axis=-1)
+            apart = np.abs(decode(maps, method=method)[0] - np.stack(peer(maps.copy())))
+            worst = apart[inside].max()
+            assert worst <= bound, f"{method}: {worst} cells from mmpose"
+            theirs, ours = by_turns(maps, peer, functools.partial(decode, method=method))
+            name = f"{method}, mmpose, {people} people (within {worst:.0e} cells)"
+            ratios[method, people] = report(name, theirs, ours)
     return ratios
 
 
@@ -87,7 +133,7 @@ def against_torch() -> dict[int, float]:
         maps = torch.from_numpy(heatmaps(people))
         assert torch.equal(decode(maps, method="quarter")[0], peer(maps))
         theirs, ours = interleave(
-            lambda maps=maps: peer(maps), lambda maps=maps: decode(maps, method="quarter")
+            functools.partial(peer, maps), functools.partial(decode, maps, method="quarter")
         )
         ratios[people] = report(f"quarter, torch, {people} people", theirs, ours)
     return ratios
@@ -97,9 +143,10 @@ def against_reference() -> dict[str, float]:
     """Ratio by method."""
     maps, ratios = heatmaps(8), {}
     for method in ("argmax", "quarter", "parabola", "taylor", "dark", "udp", "soft", "cpn"):
-        theirs, ours = interleave(
-            lambda method=method: decode(maps, method=method, backend="reference"),
-            lambda method=method: decode(maps, method=method),
+        theirs, ours = by_turns(
+            maps,
+            functools.partial(decode, method=method, backend="reference"),
+            functools.partial(decode, method=method),
         )
         ratios[method] = report(f"{method}, our reference, 8 people", theirs, ours)
     return ratios
@@ -124,6 +171,10 @@ def bench_decode_beside_its_reference():
 def main() -> None:
     cpp.set_num_threads(1)
     print(f"{platform.machine()}, {cpp.best_isa()}, one thread, {JOINTS} maps of {SIZE} a person")
+    if why := mmpose_files.missing():
+        print(f"{why}: left out")
+    else:
+        against_mmpose()
     for peer, run in (("rtmlib", against_rtmlib), ("torch", against_torch)):
         if importlib.util.find_spec(peer) is None:
             print(f"{peer} is not installed here: left out")

@@ -12,11 +12,20 @@ from collections.abc import Callable
 ROUNDS = 40
 
 
-def interleave(*functions: Callable[[], object], rounds: int = ROUNDS) -> list[float]:
-    """Median processor microseconds of each function, called by turns."""
+def interleave(
+    *functions: Callable[[], object],
+    rounds: int = ROUNDS,
+    before: Callable[[], object] = lambda: None,
+) -> list[float]:
+    """Median processor microseconds of each function, called by turns.
+
+    `before` is called before each of them, off the clock: it restores what they write over, and
+    leaves the caches alike for all.
+    """
     times: list[list[float]] = [[] for _ in functions]
     for _ in range(rounds):
         for function, own in zip(functions, times, strict=True):
+            before()
             begin = time.thread_time()
             function()
             own.append(1e6 * (time.thread_time() - begin))
