@@ -67,10 +67,15 @@ def crop_people(
     Returns:
         windows [N, 3, h, w] float32 and their affines [N, 2, 3] float64, window -> frame pixel.
     """
-    affines = boxes_to_affines(
+    affines = person_affines(boxes, window)
+    return crop_affines(frames, affines, window, source=source, out=out), affines
+
+
+def person_affines(boxes: npt.NDArray[np.floating], window: Window) -> Doubles:
+    """[N, 2, 3] window -> frame pixel, of an upright window round each box [N, 4]."""
+    return boxes_to_affines(
         boxes, window.size, padding=window.padding, convention=window.convention
     )
-    return crop_affines(frames, affines, window, source=source, out=out), affines
 
 
 def view_boxes(

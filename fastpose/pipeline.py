@@ -7,21 +7,24 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from fastpose.crop import crop_people, runs, view_boxes
+from fastpose.crop import crop_people, person_affines, runs, view_boxes
 from fastpose.engines import Engine
 from fastpose.geometry import Doubles
+from fastpose.graph import FrameGraphs
 from fastpose.models.joints import locate_joints
+from fastpose.ops.choose import Array
 from fastpose.people import as_people
 from fastpose.types import Boxes, Floats, People
 
 
 def estimate(
-    frames: Sequence[npt.NDArray[np.uint8]], found: Sequence[Boxes], engine: Engine
+    frames: Sequence[Array], found: Sequence[Boxes], engine: Engine | FrameGraphs
 ) -> list[People]:
     """Find the joints of the people in each frame; all windows share the network's batches.
 
     Args:
-        frames: [H, W, 3] uint8 BGR each; sizes may differ.
+        frames: [H, W, 3] uint8 BGR each; sizes may differ. On the device of the graphs, if the
+            network is in graphs.
         found: the boxes of each frame; none is an ordinary answer.
         engine: the network.
 
@@ -46,13 +49,15 @@ def estimate(
 
 
 def _people(
-    frames: Sequence[npt.NDArray[np.uint8]],
+    frames: Sequence[Array],
     owner: npt.NDArray[np.int64],
     boxes: Floats,
-    engine: Engine,
+    engine: Engine | FrameGraphs,
 ) -> tuple[Floats, Floats]:
     """Some people: all views of each through the network, its results straight to points."""
     spec = engine.manifest.spec
+    if isinstance(engine, FrameGraphs) and engine.finds_joints:
+        return engine.joints(frames, owner, person_affines(boxes, spec.window))
     owner, boxes = np.repeat(owner, len(spec.views)), view_boxes(boxes, spec.views)
     largest = engine.manifest.buckets[-1]
     if len(boxes) <= largest:
@@ -68,12 +73,15 @@ def _people(
 
 
 def _windows(
-    frames: Sequence[npt.NDArray[np.uint8]],
+    frames: Sequence[Array],
     owner: npt.NDArray[np.int64],
     boxes: Floats,
-    engine: Engine,
+    engine: Engine | FrameGraphs,
 ) -> tuple[Floats, Doubles]:
     """One batch: windows straight into the engine's own input; its results and the affines."""
+    if isinstance(engine, FrameGraphs):
+        affines = person_affines(boxes, engine.manifest.spec.window)
+        return engine.results(frames, owner, affines), affines
     batch = engine.buffer(len(boxes))
     affines = np.empty((len(boxes), 2, 3))
     for rows in runs(owner):

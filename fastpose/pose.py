@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastpose.detect import BoxesFile, Detector, open_detector
+from fastpose.detect import BoxesFile, Detector, open_detector, reads_device
 from fastpose.engines import Engine, open_engine
 from fastpose.frames import Source, as_bgr, open_source, read_ahead
+from fastpose.graph import FrameGraphs, in_graphs
+from fastpose.ops.choose import Array, type_name
 from fastpose.people import drop_duplicates
 from fastpose.pipeline import estimate
 from fastpose.smooth import OneEuro
@@ -68,26 +70,29 @@ class Pose:
             if isinstance(detector, (str, Path))
             else detector
         )
-        self._engine: Engine = open_engine(
-            model,
-            kind=engine,
-            device=device,
-            precision=precision,
-            buckets=tuple(batch),
-            threads=threads,
-            single_view=single_view,
+        self._engine: Engine | FrameGraphs = in_graphs(
+            open_engine(
+                model,
+                kind=engine,
+                device=device,
+                precision=precision,
+                buckets=tuple(batch),
+                threads=threads,
+                single_view=single_view,
+            )
         )
 
     @property
-    def engine(self) -> Engine:
+    def engine(self) -> Engine | FrameGraphs:
         """The network's engine; its manifest tells model, runtime, precision and device."""
         return self._engine
 
-    def __call__(self, frame: Image, *, boxes: npt.NDArray[np.floating] | None = None) -> People:
+    def __call__(self, frame: Array, *, boxes: npt.NDArray[np.floating] | None = None) -> People:
         """The people of one frame.
 
         Args:
-            frame: [H, W, 3] uint8 BGR; grey [H, W] and BGRA [H, W, 4] are converted.
+            frame: [H, W, 3] uint8 BGR; grey [H, W] and BGRA [H, W, 4] are converted. On CUDA also a
+                tensor [H, W, 3] there, which is read in place.
             boxes: [N, 4] (x0, y0, x1, y1) in frame pixels, instead of the detector's. The answer
                 then has one row for each box, in this order.
 
@@ -98,7 +103,7 @@ class Pose:
 
     def batch(
         self,
-        frames: Sequence[Image],
+        frames: Sequence[Array],
         *,
         boxes: Sequence[npt.NDArray[np.floating]] | None = None,
     ) -> list[People]:
@@ -107,15 +112,27 @@ class Pose:
         Raises:
             ValueError: as `__call__`; `frames` is one frame, or `boxes` are not as many.
         """
-        if isinstance(frames, np.ndarray) and frames.ndim < 4:
+        if not isinstance(frames, Sequence) and frames.ndim < 4:
             raise ValueError(f"frames must be several frames, got one array {list(frames.shape)}")
-        images = [as_bgr(frame) for frame in frames]
-        if boxes is None:
-            people = estimate(images, self._detector(images), self._engine)
-            return [drop_duplicates(p) for p in people]
-        if len(boxes) != len(images):
-            raise ValueError(f"boxes must have {len(images)} entries, got {len(boxes)}")
-        return estimate(images, [_given(b) for b in boxes], self._engine)
+        if boxes is not None and len(boxes) != len(frames):
+            raise ValueError(f"boxes must have {len(frames)} entries, got {len(boxes)}")
+        images = [_as_frame(frame) for frame in frames]
+        placed = self._place(images)
+        if boxes is not None:
+            return estimate(placed, [_given(b) for b in boxes], self._engine)
+        seen = placed if reads_device(self._detector) else [_on_host(i) for i in images]
+        found = self._detector(seen)
+        return [drop_duplicates(p) for p in estimate(placed, found, self._engine)]
+
+    def _locate(self, image: Image, found: Boxes) -> People:
+        """The joints of people who were found already."""
+        return estimate(self._place([image]), [found], self._engine)[0]
+
+    def _place(self, images: list[Array]) -> list[Array]:
+        """The frames where the network reads them."""
+        if isinstance(self._engine, FrameGraphs):
+            return self._engine.upload(images)
+        return [_on_host(image) for image in images]
 
     def stream(
         self,
@@ -202,15 +219,32 @@ class Follower:
 
     def _find(self, frame: Frame, boxes: BoxesFile | None) -> People:
         if boxes is not None:
-            return estimate(
-                [frame.image], [boxes.boxes_for(frame.index, frame.name)], self._pose.engine
-            )[0]
+            return self._pose._locate(frame.image, boxes.boxes_for(frame.index, frame.name))
         if self._last is None or self._age >= self._every - 1:
             self._age = 0
             return self._pose(frame.image)
         self._age += 1
-        found = predict_boxes(self._last)
-        return drop_duplicates(estimate([frame.image], [found], self._pose.engine)[0])
+        return drop_duplicates(self._pose._locate(frame.image, predict_boxes(self._last)))
+
+
+def _as_frame(frame: Array) -> Array:
+    """A frame as [H, W, 3] uint8 BGR: an array converted, a tensor as it is.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if isinstance(frame, np.ndarray) or not hasattr(frame, "is_cuda"):
+        return as_bgr(frame)
+    if frame.ndim != 3 or frame.shape[2] != 3 or 0 in frame.shape or type_name(frame) != "uint8":
+        raise ValueError(
+            f"a frame that is a tensor must be uint8 [H, W, 3], got {frame.dtype} "
+            f"{list(frame.shape)}"
+        )
+    return frame
+
+
+def _on_host(frame: Array) -> Image:
+    return frame if isinstance(frame, np.ndarray) else frame.cpu().numpy()
 
 
 def _given(boxes: npt.NDArray[np.floating]) -> Boxes:

@@ -23,6 +23,7 @@ LAYERS = [
     {"pose"},
     {"pipeline"},
     {"detect", "people", "smooth", "track"},
+    {"graph"},
     {"engines", "frames", "sinks"},
     {"models"},
     {"crop"},

@@ -31,7 +31,15 @@ from fastpose.models import DETECTORS, detector_spec
 from fastpose.models.spec import DetectorSpec
 from fastpose.types import Boxes, Floats
 
-__all__ = ["LAYOUTS", "BoxesFile", "Detector", "open_detector", "read_boxes", "runtime_of"]
+__all__ = [
+    "LAYOUTS",
+    "BoxesFile",
+    "Detector",
+    "open_detector",
+    "read_boxes",
+    "reads_device",
+    "runtime_of",
+]
 
 Image = npt.NDArray[np.uint8]
 SCORE = 0.3  # least score of a person, where nothing else is known of a detector
@@ -57,6 +65,11 @@ def runtime_of(detector: Detector) -> dict[str, str]:
     """
     kind, precision = (getattr(detector, name, None) for name in ("kind", "precision"))
     return {"engine": str(kind), "precision": str(precision)} if kind and precision else {}
+
+
+def reads_device(detector: Detector) -> bool:
+    """Whether it also takes frames that are tensors on CUDA, and reads them there."""
+    return bool(getattr(detector, "reads_device", False))
 
 
 def open_detector(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,21 +34,29 @@ TYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 
 
 class TorchEngine(BufferedEngine):
-    """A pose network as an eager module. `threads` sets the one count that torch has a process."""
+    """A pose network as an eager module. `threads` sets the one count that torch has a process.
+
+    It is also a `fastpose.graph.StreamEngine`.
+
+    Attributes:
+        device, type, layout: where its windows must lie, and how.
+    """
+
+    layout = "nhwc"  # as tensor cores want it
 
     def __init__(self, request: Request) -> None:
         spec = request.spec
-        self._device = _device(request.device)
-        precision = choose_precision(request, "torch", str(self._device), _offered(self._device))
+        self.device = _device(request.device)
+        precision = choose_precision(request, "torch", str(self.device), _offered(self.device))
         network = (
             random_network(spec.name)
             if request.file is None
             else create(spec.name, weights=request.file)
         )
         image = torch.zeros(2, 3, *spec.size)
-        self._type = TYPES[precision]
+        self.type = TYPES[precision]
         self._network: torch.nn.Module | None = predictor(network, image).to(
-            self._device, self._type, memory_format=torch.channels_last
+            self.device, self.type, memory_format=torch.channels_last
         )
         if request.threads is not None:
             torch.set_num_threads(request.threads)
@@ -58,7 +67,7 @@ class TorchEngine(BufferedEngine):
                 precision=_precision_found(self._network),
                 precision_asked=request.precision,
                 buckets=request.buckets,
-                device=str(self._device),
+                device=str(self.device),
                 versions={"torch": torch.__version__},
                 file=request.file.name if request.file else "",
                 file_hash=file_hash(request.file) if request.file else "",
@@ -66,17 +75,17 @@ class TorchEngine(BufferedEngine):
             )
         )
 
+    def enqueue(self, windows: torch.Tensor) -> torch.Tensor:
+        """See `fastpose.graph.StreamEngine`."""
+        if self._network is None:
+            raise EngineError(f"{self.manifest.name}: the engine is closed")
+        return run_module(self.manifest.name, self._network, windows)
+
     def _infer(self, count: int) -> None:
-        assert self._network is not None, "closed engines do not come here"
         images = torch.from_numpy(self._images[:count]).to(
-            self._device, self._type, memory_format=torch.channels_last
+            self.device, self.type, memory_format=torch.channels_last
         )
-        try:
-            with torch.inference_mode():
-                results = self._network(images)
-        except RuntimeError as error:
-            raise EngineError(f"{self.manifest.name}: torch: {cause(error)}") from None
-        torch.from_numpy(self._result[:count]).copy_(results)
+        torch.from_numpy(self._result[:count]).copy_(self.enqueue(images))
 
     def _free(self) -> None:
         self._network = None
@@ -126,11 +135,7 @@ class TorchGraph:
         given = torch.from_numpy(np.ascontiguousarray(array)).to(
             self._device, self._type, memory_format=torch.channels_last
         )
-        try:
-            with torch.inference_mode():
-                results = self._module(given)
-        except RuntimeError as error:
-            raise EngineError(f"{self._name}: torch: {cause(error)}") from None
+        results = run_module(self._name, self._module, given)
         return [result.float().cpu().contiguous().numpy() for result in results]
 
 
@@ -160,6 +165,36 @@ def open_torch_halves(
         ),
         TorchGraph(spec.name, second, {"windows": windows}, ("logits", "deltas"), place, kind),
     )
+
+
+def run_module(name: str, module: torch.nn.Module, given: torch.Tensor) -> Any:
+    """What a module returns; on CUDA with the fastest algorithms that keep to its precision.
+
+    They are looked for when a shape comes for the first time, so that goes before any capture.
+
+    Raises:
+        EngineError: torch failed; the text has its reason.
+    """
+    try:
+        with torch.inference_mode(), _algorithms(given.device):
+            return module(given)
+    except RuntimeError as error:
+        raise EngineError(f"{name}: torch: {cause(error)}") from None
+
+
+@contextmanager
+def _algorithms(device: torch.device) -> Iterator[None]:
+    """cuDNN tries its algorithms, without tf32: 10 bits of mantissa are no f32."""
+    if device.type != "cuda":
+        yield
+        return
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark, cudnn.allow_tf32
+    cudnn.benchmark, cudnn.allow_tf32 = True, False
+    try:
+        yield
+    finally:
+        cudnn.benchmark, cudnn.allow_tf32 = before
 
 
 def _precision_found(module: torch.nn.Module) -> str:

@@ -12,6 +12,7 @@ from fastpose.models.cascade import locate_cascade
 from fastpose.models.parts import PartTree, part_tree
 from fastpose.models.spec import ModelSpec
 from fastpose.models.views import merge_views
+from fastpose.ops.choose import Array
 from fastpose.types import Floats
 
 Indices = npt.NDArray[np.int64]
@@ -44,24 +45,40 @@ def locate_joints(
             points, scores = locate_cascade(results, affines, spec, flipped)
         case "parts":
             points, scores = _read_parts(results, affines, spec, flipped)
+        case _ if has_single_maps(spec):
+            cells = cells_to_frame(affines, spec.convention, spec.size, results.shape[2:])
+            return as_joints(*find_peaks(results, cells, spec, flipped), spec)
         case _:
-            points, scores = _read_maps(results, affines, spec, flipped)
-    # a window that no affine describes has peaks, but they lie nowhere
-    return points, np.where(np.isfinite(points).all(axis=2), scores, np.float32(0))
+            points, scores = _read_views(results, affines, spec, flipped)
+    return points, _known(points, scores)
 
 
-def _read_maps(
-    results: Floats, affines: Doubles, spec: ModelSpec, flipped: Floats | None
-) -> tuple[Floats, Floats]:
-    """A peak in a heat map for every joint."""
+def has_single_maps(spec: ModelSpec) -> bool:
+    """Whether every joint is a peak in one map of one view, so that `find_peaks` finds it."""
+    return spec.output == "heatmap" and len(spec.views) == 1 and spec.enlarge == 1
+
+
+def find_peaks(
+    results: Array, cells: Array, spec: ModelSpec, flipped: Array | None = None
+) -> tuple[Array, Array]:
+    """The peaks in heat maps, in one pass where the maps lie: `as_joints` makes joints of them.
+
+    Args:
+        results: heat maps [N, C, h, w], numpy or torch, of a network that `has_single_maps`.
+        cells: [N, 2, 3] cell -> frame pixel, on the same device.
+        spec: the network that made them.
+        flipped: its results for the mirrored windows, to be averaged in.
+
+    Returns:
+        points [N, K, 2] in frame pixels and scores [N, K]; with several peaks in a map
+        [N, C, P, 2] and [N, C, P], highest first.
+    """
     if spec.background:
         results = results[:, :-1]
         flipped = None if flipped is None else flipped[:, :-1]
-    if len(spec.views) > 1 or spec.enlarge > 1:
-        return _read_views(results, affines, spec, flipped)
     # joints of one map change places by being put in order again
     pairs = [(a // spec.peaks, b // spec.peaks) for a, b in spec.joints.flip_pairs]
-    points, scores = ops.decode(
+    return ops.decode(
         results,
         method=spec.method,
         sigma=spec.sigma,
@@ -70,9 +87,20 @@ def _read_maps(
         flipped=flipped,
         flip_pairs=None if flipped is None else [(a, b) for a, b in pairs if a != b],
         flip_shift=CONVENTIONS[spec.convention].flip_shift,
-        affines=cells_to_frame(affines, spec.convention, spec.size, results.shape[2:]),
+        affines=cells,
     )
-    return (points, scores) if spec.peaks == 1 else _order_peaks(points, scores)
+
+
+def as_joints(points: Floats, scores: Floats, spec: ModelSpec) -> tuple[Floats, Floats]:
+    """What `find_peaks` found, on the host, as `locate_joints` returns it."""
+    if spec.peaks > 1:
+        points, scores = _order_peaks(points, scores)
+    return points, _known(points, scores)
+
+
+def _known(points: Floats, scores: Floats) -> Floats:
+    """Scores [N, K], 0 where a peak lies nowhere, since no affine describes its window."""
+    return np.where(np.isfinite(points).all(axis=2), scores, np.float32(0))
 
 
 def _order_peaks(points: Floats, scores: Floats) -> tuple[Floats, Floats]:
@@ -97,6 +125,9 @@ def _read_views(
 
     One person at a time: joined, a person's maps take 15 MB.
     """
+    if spec.background:
+        results = results[:, :-1]
+        flipped = None if flipped is None else flipped[:, :-1]
     count, k = len(spec.views), len(spec.joints)
     total = len(results) // count
     points, scores = np.empty((total, k, 2), np.float32), np.empty((total, k), np.float32)

@@ -1,0 +1,363 @@
+"""One CUDA graph a batch: windows, network, joints. The only owner of capture.
+
+Everything here also runs on the CPU, without graphs, so that it can be tested where no GPU is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from fastpose import ops
+from fastpose.crop import sample_counts
+from fastpose.engines import Engine, Manifest
+from fastpose.errors import EngineError
+from fastpose.geometry import Doubles, cells_to_frame
+from fastpose.models.joints import as_joints, find_peaks, has_single_maps
+from fastpose.types import Floats
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+Indices = npt.NDArray[np.int64]
+Layout = Mapping[str, tuple[tuple[int, ...], npt.DTypeLike]]
+
+WARM_UP = 3  # runs before a capture: kernels are compiled, algorithms chosen, constants made
+ALIGNMENT = 16  # bytes, of each array of a block
+NOBODY = -1  # source of a window that no frame has
+
+
+class StreamEngine(Protocol):
+    """An engine that only enqueues work on torch's current stream, as a graph must find it.
+
+    Attributes:
+        manifest: what runs, and how.
+        device: where.
+        type: of the windows it takes.
+        layout: of the windows it takes in memory: "nchw" or "nhwc".
+    """
+
+    manifest: Manifest
+    device: torch.device
+    type: torch.dtype
+    layout: str
+
+    def enqueue(self, windows: Tensor) -> Tensor:
+        """The results [N, K, ...] of windows [N, 3, h, w], without waiting for them.
+
+        Raises:
+            EngineError: the engine is closed, or the runtime failed.
+        """
+
+    def close(self) -> None:
+        """Free the runtime's memory; further use raises EngineError."""
+
+
+class FrameGraphs:
+    """From frames on a device to joints on the host: a CUDA graph for each batch size.
+
+    A replay takes one small block up (which windows of which frames), cuts the windows straight
+    into the network's input, runs it, finds the peaks, and brings N x K x 3 numbers down. Frames
+    are read where they lie, by address, so frames of any size share the graphs. All are captured
+    here and none later. Networks whose joints are not peaks of single maps (several views, part
+    trees, cascades, SimCC) bring their results down instead, to be read on the host.
+
+    Args:
+        engine: the network; its manifest names the batch sizes. It is closed with this.
+
+    Raises:
+        EngineError: the network cannot be captured.
+    """
+
+    def __init__(self, engine: StreamEngine) -> None:
+        self.manifest = engine.manifest
+        self.device = engine.device
+        self._engine: StreamEngine | None = engine
+        self._frames = FrameMemory(engine.device)
+        self.finds_joints = has_single_maps(engine.manifest.spec)
+        sizes = sorted(engine.manifest.buckets, reverse=True)  # the largest one sizes the pool
+        pool = memory_pool(engine.device)
+        self._steps = {size: _Step(engine, size, self.finds_joints, pool) for size in sizes}
+
+    def upload(self, frames: Sequence[npt.NDArray[np.uint8] | Tensor]) -> list[Tensor]:
+        """Frames [H, W, 3] uint8 on the device, valid until the next upload; see `FrameMemory`."""
+        return self._frames.upload(frames)
+
+    def joints(
+        self, frames: Sequence[Tensor], source: Indices, affines: Doubles
+    ) -> tuple[Floats, Floats]:
+        """Cut windows out of frames, and find a joint in each map.
+
+        Args:
+            frames: [H, W, 3] uint8 each, on the device; sizes may differ.
+            source: [N] the frame of each window; N at most the largest batch size.
+            affines: [N, 2, 3] window -> frame pixel.
+
+        Returns:
+            As `fastpose.models.joints.locate_joints`.
+
+        Raises:
+            EngineError: this is closed.
+        """
+        spec = self.manifest.spec
+        points, scores = self._step(len(source))(frames, source, affines)
+        return as_joints(points, scores, spec)
+
+    def results(self, frames: Sequence[Tensor], source: Indices, affines: Doubles) -> Floats:
+        """Cut windows out of frames, and return what the network says of them.
+
+        Args, raises: as `joints`.
+
+        Returns:
+            [N, K, ...] float32, valid until the next call.
+        """
+        return self._step(len(source))(frames, source, affines)[0]
+
+    def close(self) -> None:
+        """Free graphs and network; further use raises EngineError."""
+        if self._engine is not None:
+            self._steps = {}
+            self._engine.close()
+            self._engine = None
+
+    def _step(self, count: int) -> _Step:
+        if self._engine is None:
+            raise EngineError(f"{self.manifest.name}: the engine is closed")
+        # rows of nothing cost a GPU less than a second run
+        return self._steps[min(size for size in self._steps if size >= count)]
+
+
+class _Step:
+    """Windows -> network -> joints, or results, of one batch size."""
+
+    def __init__(self, engine: StreamEngine, size: int, finds_joints: bool, pool: Any) -> None:
+        import torch
+
+        spec, device = engine.manifest.spec, engine.device
+        self._engine, self._finds_joints = engine, finds_joints
+        self._given = Block(
+            {
+                "frames": ((size, 4), np.int64),
+                "cells": ((size, 2, 3), np.float64),
+                "affines": ((size, 2, 3), np.float32),
+                "source": ((size,), np.int32),
+                "areas": ((size,), np.int32),
+            },
+            device,
+        )
+        self._set_windows([], np.empty(0, np.int64), np.empty((0, 2, 3)))
+        h, w = spec.size
+        shape = (size, h, w, 3) if engine.layout == "nhwc" else (size, 3, h, w)
+        self._windows = torch.empty(shape, dtype=engine.type, device=device)
+        self._found: list[Tensor] = []
+        self._replay = capture(self._run, device, pool)
+
+    def __call__(
+        self, frames: Sequence[Tensor], source: Indices, affines: Doubles
+    ) -> list[npt.NDArray[np.float32]]:
+        """Points and scores, or the results, of the first N windows."""
+        self._set_windows(frames, source, affines)
+        self._replay()
+        wait(self._engine.device)
+        return [found[: len(source)].numpy() for found in self._found]
+
+    def _set_windows(self, frames: Sequence[Tensor], source: Indices, affines: Doubles) -> None:
+        """Write down which windows of which frames; those behind them belong to nobody."""
+        spec, given, count = self._engine.manifest.spec, self._given.host, len(source)
+        used, given["source"][:count] = np.unique(source, return_inverse=True)
+        given["source"][count:] = NOBODY
+        given["frames"][: len(used)] = ops.frame_rows([frames[i] for i in used])
+        given["affines"][:count] = affines
+        given["areas"][:count] = sample_counts(affines)
+        given["areas"][count:] = 1
+        if self._finds_joints:
+            given["cells"][:count] = cells_to_frame(
+                affines, spec.convention, spec.size, spec.cells
+            )
+
+    def _run(self) -> None:
+        """What is captured: everything is enqueued, nothing waited for."""
+        spec, window = self._engine.manifest.spec, self._engine.manifest.spec.window
+        self._given.upload()
+        given = self._given.device
+        ops.warp(
+            ops.FrameTable(given["frames"]),
+            given["affines"],
+            spec.size,
+            source=given["source"],
+            area=given["areas"],
+            mean=window.mean,
+            std=window.std,
+            swap_rb=window.rgb,
+            border=window.border,
+            out_layout=self._engine.layout,
+            out=self._windows,
+        )
+        nhwc = self._engine.layout == "nhwc"
+        results = self._engine.enqueue(
+            self._windows.permute(0, 3, 1, 2) if nhwc else self._windows
+        )
+        if self._finds_joints:
+            self._download(*find_peaks(results, given["cells"], spec))
+        else:
+            self._download(results.float())
+
+    def _download(self, *results: Tensor) -> None:
+        if not self._found:  # in the first run of the warm-up
+            self._found = [host_tensor(tuple(r.shape), r.dtype, r.device) for r in results]
+        for host, result in zip(self._found, results, strict=True):
+            host.copy_(result, non_blocking=True)
+
+
+class Block:
+    """Named arrays side by side in host memory, and once more on the device: one copy moves all.
+
+    Attributes:
+        host: numpy arrays, page-locked where the device is CUDA.
+        device: tensors of the same shapes and types.
+    """
+
+    def __init__(self, layout: Layout, device: torch.device) -> None:
+        import torch
+
+        self.host: dict[str, npt.NDArray[Any]] = {}
+        self.device: dict[str, Tensor] = {}
+        places, end = {}, 0
+        for name, (shape, dtype) in layout.items():
+            start = -(-end // ALIGNMENT) * ALIGNMENT
+            end = start + int(np.prod(shape)) * np.dtype(dtype).itemsize
+            places[name] = slice(start, end)
+        self._host = host_tensor((end,), torch.uint8, device).zero_()
+        self._device = torch.zeros(end, dtype=torch.uint8, device=device)
+        for name, (shape, dtype) in layout.items():
+            self.host[name] = self._host.numpy()[places[name]].view(dtype).reshape(shape)
+            kind = torch.from_numpy(self.host[name]).dtype
+            self.device[name] = self._device[places[name]].view(kind).view(shape)
+
+    def upload(self) -> None:
+        """Enqueue the copy of all arrays to the device."""
+        self._device.copy_(self._host, non_blocking=True)
+
+
+class FrameMemory:
+    """Room for frames on a device, kept from one upload to the next.
+
+    Frames go through page-locked memory, so that the copy runs beside the host.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._slots: list[tuple[Tensor, Tensor]] = []
+
+    def upload(self, frames: Sequence[npt.NDArray[np.uint8] | Tensor]) -> list[Tensor]:
+        """Frames [H, W, 3] uint8, numpy or on any device, as tensors on this one.
+
+        One that is there already, dense along its rows, is returned as it is. The others are valid
+        until the next upload.
+        """
+        import torch
+
+        placed = []
+        for slot, frame in enumerate(frames):
+            if isinstance(frame, torch.Tensor):
+                there = frame.to(self._device)
+                dense = there.stride()[1:] == (3, 1)
+                placed.append(there if dense else there.contiguous())
+            else:
+                placed.append(self._place(slot, frame))
+        return placed
+
+    def _place(self, slot: int, frame: npt.NDArray[np.uint8]) -> Tensor:
+        host, device = self._room(slot, frame.size)
+        np.copyto(host.numpy().reshape(frame.shape), frame)
+        device.copy_(host, non_blocking=True)
+        return device.view(frame.shape)
+
+    def _room(self, slot: int, size: int) -> tuple[Tensor, Tensor]:
+        import torch
+
+        while len(self._slots) <= slot:
+            empty = torch.empty(0, dtype=torch.uint8)
+            self._slots.append((empty, empty))
+        if len(self._slots[slot][0]) < size:
+            self._slots[slot] = (
+                host_tensor((size,), torch.uint8, self._device),
+                torch.empty(size, dtype=torch.uint8, device=self._device),
+            )
+        host, device = self._slots[slot]
+        return host[:size], device[:size]
+
+
+def in_graphs(engine: Engine) -> Engine | FrameGraphs:
+    """The engine itself, or in graphs where it enqueues work on CUDA.
+
+    Raises:
+        EngineError: it cannot be captured.
+    """
+    place = getattr(engine, "device", None)
+    return FrameGraphs(engine) if place is not None and place.type == "cuda" else engine
+
+
+def capture(run: Callable[[], None], device: torch.device, pool: Any = None) -> Callable[[], None]:
+    """Run some times, then capture, what enqueues work on the device's current stream.
+
+    Args:
+        run: reads and writes the same memory each time; it neither waits nor reads back.
+        device: on CUDA the graph's; on any other nothing is captured.
+        pool: of `memory_pool`, for graphs that never run at once.
+
+    Returns:
+        Replays the graph on the current stream; on other devices `run` itself.
+
+    Raises:
+        EngineError: something in it cannot be captured.
+    """
+    import torch
+
+    if device.type != "cuda":
+        run()
+        return run
+    with torch.cuda.device(device), torch.inference_mode():
+        side = torch.cuda.Stream(device)
+        side.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UP):
+                run()
+        side.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # other threads may use the device meanwhile: their calls are not ours to forbid
+            with torch.cuda.graph(
+                graph, pool=pool, stream=side, capture_error_mode="thread_local"
+            ):
+                run()
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0]
+            raise EngineError(f"the work cannot be captured as a CUDA graph: {reason}") from None
+    return graph.replay
+
+
+def memory_pool(device: torch.device) -> Any:
+    """Memory that graphs may share which never run at once; None on other devices than CUDA."""
+    import torch
+
+    return torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+
+
+def host_tensor(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Memory of the host that `device` can copy from and to while the host goes on."""
+    import torch
+
+    return torch.empty(shape, dtype=dtype, pin_memory=device.type == "cuda")
+
+
+def wait(device: torch.device) -> None:
+    """Until what the current stream holds is done."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
