@@ -1,11 +1,12 @@
 """`ops.warp` on one thread, interleaved with what this environment has of its peers.
 
-    python benchmarks/ops/bench_warp.py
+    FASTPOSE_MMPOSE=CHECKOUT python benchmarks/ops/bench_warp.py
 
-The peer is rtmlib's own preprocessing, where rtmlib is installed: box to affine, warpAffine,
-normalisation in float64 and the copy to planes, one person after the other. Each answer is compared
-before it is timed. Lines are medians; the ratio of two functions that ran by turns holds on a busy
-machine, the times do not.
+The peers are rtmlib's own preprocessing, where rtmlib is installed: box to affine, warpAffine,
+normalisation in float64 and the copy to planes, one person after the other; and mmpose's way, where
+a checkout and torch are: its functions up to the affine, warpAffine, then one batch of bytes that
+torch normalises. Each answer is compared before it is timed. Lines are medians; the ratio of two
+functions that ran by turns holds on a busy machine, the times do not.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import importlib.util
 import platform
 
 import cv2
+import mmpose_files
 import numpy as np
 import pytest
 from interleave import interleave, report
@@ -41,9 +43,15 @@ def people(count: int) -> np.ndarray:
     return np.stack((x - width / 2, y - height / 2, x + width / 2, y + height / 2), axis=1)
 
 
-def ours(frame: np.ndarray, boxes: np.ndarray, out: np.ndarray, turned: float = 0.0) -> np.ndarray:
+def ours(
+    frame: np.ndarray,
+    boxes: np.ndarray,
+    out: np.ndarray,
+    turned: float = 0.0,
+    swap_rb: bool = False,
+) -> np.ndarray:
     affines = boxes_to_affines(boxes, SIZE, padding=PADDING, convention="msra", rotation=turned)
-    return warp(frame, affines, SIZE, mean=MEAN, std=STD, out=out)
+    return warp(frame, affines, SIZE, mean=MEAN, std=STD, swap_rb=swap_rb, out=out)
 
 
 def against_rtmlib() -> dict[int, float]:
@@ -71,6 +79,42 @@ def against_rtmlib() -> dict[int, float]:
             lambda boxes=boxes, out=out: ours(frame, boxes, out),
         )
         name = f"rtmlib, {count} people (within {worst * max(STD):.1f} grey levels)"
+        ratios[count] = report(name, theirs, mine)
+    return ratios
+
+
+def against_mmpose() -> dict[int, float]:
+    """Ratio by number of people."""
+    import torch
+
+    torch.set_num_threads(1)
+    boxes_of = mmpose_files.load("mmpose.structures.bbox.transforms")
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
+    height, width = SIZE
+
+    def cut(frame: np.ndarray, box: np.ndarray) -> np.ndarray:
+        # GetBBoxCenterScale and TopdownAffine.transform
+        centre, scale = boxes_of.bbox_xyxy2cs(box, padding=PADDING)
+        w, h = scale
+        scale = np.array([max(w, h * width / height), max(h, w * height / width)])
+        affine = boxes_of.get_warp_matrix(centre, scale, 0.0, output_size=(width, height))
+        return cv2.warpAffine(frame, affine, (width, height), flags=cv2.INTER_LINEAR)
+
+    def peer(frame: np.ndarray, boxes: np.ndarray) -> torch.Tensor:
+        # Its data preprocessor is mmengine's: here in our words, for all people at once.
+        batch = torch.from_numpy(np.stack([cut(frame, box) for box in boxes]))
+        return (batch.permute(0, 3, 1, 2)[:, [2, 1, 0]].float() - mean) / std
+
+    frame, ratios = picture(), {}
+    for count in PEOPLE:
+        boxes, out = people(count), np.empty((count, 3, *SIZE), np.float32)
+        worst = np.abs(ours(frame, boxes, out, swap_rb=True) - peer(frame, boxes).numpy()).max()
+        assert worst * max(STD) < 1.5, f"{worst * max(STD)} grey levels from mmpose"
+        theirs, mine = interleave(
+            lambda boxes=boxes: peer(frame, boxes),
+            lambda boxes=boxes, out=out: ours(frame, boxes, out, swap_rb=True),
+        )
+        name = f"mmpose, {count} people (within {worst * max(STD):.1f} grey levels)"
         ratios[count] = report(name, theirs, mine)
     return ratios
 
@@ -118,6 +162,10 @@ def main() -> None:
     cpp.set_num_threads(1)
     cv2.setNumThreads(1)
     print(f"{platform.machine()}, {cpp.best_isa()}, one thread, frame {FRAME}, windows {SIZE}")
+    if why := mmpose_files.missing():
+        print(f"{why}: left out")
+    else:
+        against_mmpose()
     if importlib.util.find_spec("rtmlib") is None:
         print("rtmlib is not installed here: left out")
     else:
