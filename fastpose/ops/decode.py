@@ -131,19 +131,12 @@ def decode(
         BackendError: `backend` was named and cannot run here.
     """
     _check_maps(heatmaps)
-    _check_choices(method, stages, flip_shift, peaks, sigma, peak_value)
-    joints = heatmaps.shape[-3]
+    pairs = tuple(map(tuple, flip_pairs)) if flip_pairs else ()
+    options = _options(
+        method, sigma, stages, pairs, heatmaps.shape[-3], flip_shift, peaks, peak_value
+    )
     _check_companions(heatmaps, flipped, flip_pairs, affines)
     check_stream(stream, "heatmaps", heatmaps)
-    options = DecodeOptions(
-        method=method,
-        stages=stages,
-        flip_shift=int(flip_shift),
-        peaks=int(peaks),
-        peak_value=peak_value,
-        partner=mirror_partners(flip_pairs or (), joints),
-        taps=blur_taps(CPN_RADIUS if method == "cpn" else blur_radius(sigma)),
-    )
     match choose(backend, heatmaps, kernels=("cpp",), reference="numpy"):
         case "cpp":
             from fastpose.ops import cpp
@@ -153,6 +146,30 @@ def decode(
             with on_stream(stream, heatmaps):
                 points, scores = decode_reference(heatmaps, flipped, affines, options)
     return (points, scores) if peaks > 1 else (points[:, :, 0], scores[:, :, 0])
+
+
+@functools.lru_cache(maxsize=64)  # to check and to make them takes as long as to decode a person
+def _options(
+    method: str,
+    sigma: float,
+    stages: str,
+    flip_pairs: tuple[tuple[int, ...], ...],
+    joints: int,
+    flip_shift: int,
+    peaks: int,
+    peak_value: float,
+) -> DecodeOptions:
+    """Check the choices that `decode` was given."""
+    _check_choices(method, stages, flip_shift, peaks, sigma, peak_value)
+    return DecodeOptions(
+        method=method,
+        stages=stages,
+        flip_shift=int(flip_shift),
+        peaks=int(peaks),
+        peak_value=float(peak_value),
+        partner=mirror_partners(flip_pairs, joints),
+        taps=blur_taps(CPN_RADIUS if method == "cpn" else blur_radius(sigma)),
+    )
 
 
 def decode_reference(
@@ -384,23 +401,24 @@ def to_kind(result: npt.NDArray, array: Array) -> Array:
     return torch.from_numpy(result).to(array.device)
 
 
-def mirror_partners(pairs: Sequence[tuple[int, int]], joints: int) -> npt.NDArray[np.int32]:
+def mirror_partners(pairs: Sequence[Sequence[int]], joints: int) -> npt.NDArray[np.int32]:
     """[joints] the channel whose place each one takes in the mirrored input."""
     partner = np.arange(joints, dtype=np.int32)
     for a, b in pairs:
         if not (0 <= a < joints and 0 <= b < joints):
             raise ValueError(f"flip_pairs must name channels 0 to {joints - 1}, got {(a, b)}")
         partner[[a, b]] = b, a
+    partner.flags.writeable = False  # every call shares it
     return partner
 
 
 def _check_maps(heatmaps: Array) -> None:
     check_array("heatmaps", heatmaps)
-    shape = list(heatmaps.shape)
+    shape = heatmaps.shape
     if len(shape) not in (4, 5) or min(shape[-2:]) < 1 or (len(shape) == 5 and shape[0] < 1):
         raise ValueError(
             "heatmaps must be [N, K, h, w] or [S, N, K, h, w] with at least one cell and stage, "
-            f"got {shape}"
+            f"got {list(shape)}"
         )
     if type_name(heatmaps) not in TYPES:
         raise ValueError(f"heatmaps must be {', '.join(TYPES)}, got {heatmaps.dtype}")
@@ -429,8 +447,8 @@ def _check_companions(
     affines: Array | None,
 ) -> None:
     """`flipped` and `affines` must fit `heatmaps`."""
-    kind, device = type(heatmaps), device_kind(heatmaps)
     if flipped is not None:
+        kind, device = type(heatmaps), device_kind(heatmaps)
         if not isinstance(flipped, kind) or device_kind(flipped) != device:
             raise ValueError(f"flipped must be a {kind.__name__} on {device} like heatmaps")
         if flipped.shape != heatmaps.shape or flipped.dtype != heatmaps.dtype:
