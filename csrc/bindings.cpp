@@ -23,7 +23,7 @@ namespace {
 template <class T>
 using Array = py::array_t<T, py::array::c_style>;
 
-using Source = std::optional<Array<int32_t>>;
+using Integers = std::optional<Array<int32_t>>;
 
 fastpose::Real real_type(const py::array& out) {
   if (out.itemsize() == 4) return fastpose::Real::F32;
@@ -38,11 +38,12 @@ struct Warp {
   fastpose::WarpOutput out;
   fastpose::Isa isa;
 
-  Warp(const Array<float>& affines, const Source& source, py::array& result,
-       const Array<float>& scale, const Array<float>& shift, float border, int area, bool swap_rb,
-       bool channels_last, const std::string& isa_name)
+  Warp(const Array<float>& affines, const Integers& source, const Integers& areas,
+       py::array& result, const Array<float>& scale, const Array<float>& shift, float border,
+       int area, bool swap_rb, bool channels_last, const std::string& isa_name)
       : windows{affines.data(),
                 source ? source->data() : nullptr,
+                areas ? areas->data() : nullptr,
                 result.shape(0),
                 size(result, channels_last ? 1 : 2),
                 size(result, channels_last ? 2 : 3),
@@ -53,21 +54,38 @@ struct Warp {
         isa(parse_isa(isa_name)) {}
 };
 
-void warp_bytes(const py::array_t<uint8_t>& frames, const Array<float>& affines,
-                const Source& source, py::array out, const Array<float>& scale,
-                const Array<float>& shift, float border, int area, bool swap_rb, bool channels_last,
-                const std::string& isa) {
-  const Warp warp(affines, source, out, scale, shift, border, area, swap_rb, channels_last, isa);
-  const fastpose::ByteFrames source_frames{frames.data(), frames.strides(0), frames.strides(1),
-                                           size(frames, 1), size(frames, 2)};
+void warp_frames(const fastpose::ByteFrames& frames, const Warp& warp) {
   const py::gil_scoped_release nogil;
-  fastpose::warp_bytes(source_frames, warp.windows, warp.out, warp.isa);
+  fastpose::warp_bytes(frames, warp.windows, warp.out, warp.isa);
 }
 
-void warp_maps(const py::array_t<float>& maps, const Array<float>& affines, const Source& source,
-               py::array out, const Array<float>& scale, const Array<float>& shift, float border,
-               int area, bool swap_rb, bool channels_last, const std::string& isa) {
-  const Warp warp(affines, source, out, scale, shift, border, area, swap_rb, channels_last, isa);
+void warp_bytes(const py::array_t<uint8_t>& frames, const Array<float>& affines,
+                const Integers& source, const Integers& areas, py::array out,
+                const Array<float>& scale, const Array<float>& shift, float border, int area,
+                bool swap_rb, bool channels_last, const std::string& isa) {
+  warp_frames(
+      {frames.data(), frames.strides(0), frames.strides(1), size(frames, 1), size(frames, 2),
+       frames.shape(0), nullptr},
+      {affines, source, areas, out, scale, shift, border, area, swap_rb, channels_last, isa});
+}
+
+void warp_table(const Array<int64_t>& table, const Array<float>& affines, const Integers& source,
+                const Integers& areas, py::array out, const Array<float>& scale,
+                const Array<float>& shift, float border, int area, bool swap_rb, bool channels_last,
+                const std::string& isa) {
+  fastpose::ByteFrames frames{};
+  frames.count = table.shape(0);
+  frames.table = reinterpret_cast<const fastpose::FrameRow*>(table.data());
+  warp_frames(frames, {affines, source, areas, out, scale, shift, border, area, swap_rb,
+                       channels_last, isa});
+}
+
+void warp_maps(const py::array_t<float>& maps, const Array<float>& affines, const Integers& source,
+               const Integers& areas, py::array out, const Array<float>& scale,
+               const Array<float>& shift, float border, int area, bool swap_rb, bool channels_last,
+               const std::string& isa) {
+  const Warp warp(affines, source, areas, out, scale, shift, border, area, swap_rb, channels_last,
+                  isa);
   const int64_t item = sizeof(float);
   const fastpose::FloatMaps source_maps{
       maps.data(),   maps.strides(0) / item, maps.strides(1) / item, maps.strides(2) / item,
@@ -200,14 +218,15 @@ PYBIND11_MODULE(_C, m) {
   m.def("get_num_threads", &fastpose::get_num_threads);
   m.def("set_num_threads", &fastpose::set_num_threads, py::arg("threads"));
 
-  m.def("warp_bytes", &warp_bytes, py::arg("frames").noconvert(), py::arg("affines").noconvert(),
-        py::arg("source").noconvert(), py::arg("out").noconvert(), py::arg("scale").noconvert(),
-        py::arg("shift").noconvert(), py::arg("border"), py::arg("area"), py::arg("swap_rb"),
-        py::arg("channels_last"), py::arg("isa") = "auto");
-  m.def("warp_maps", &warp_maps, py::arg("maps").noconvert(), py::arg("affines").noconvert(),
-        py::arg("source").noconvert(), py::arg("out").noconvert(), py::arg("scale").noconvert(),
-        py::arg("shift").noconvert(), py::arg("border"), py::arg("area"), py::arg("swap_rb"),
-        py::arg("channels_last"), py::arg("isa") = "auto");
+  const auto def_warp = [&](const char* name, auto* function, const char* frames) {
+    m.def(name, function, py::arg(frames).noconvert(), py::arg("affines").noconvert(),
+          py::arg("source").noconvert(), py::arg("areas").noconvert(), py::arg("out").noconvert(),
+          py::arg("scale").noconvert(), py::arg("shift").noconvert(), py::arg("border"),
+          py::arg("area"), py::arg("swap_rb"), py::arg("channels_last"), py::arg("isa") = "auto");
+  };
+  def_warp("warp_bytes", &warp_bytes, "frames");
+  def_warp("warp_table", &warp_table, "table");
+  def_warp("warp_maps", &warp_maps, "maps");
 
   m.def("decode", &decode, py::arg("maps").noconvert(), py::arg("flipped").noconvert(),
         py::arg("partner").noconvert(), py::arg("mean"), py::arg("flip_shift"), py::arg("method"),

@@ -13,11 +13,19 @@ namespace fastpose {
 // Element types of a result.
 enum class Real { F32, F16, Bf16 };
 
-// Interleaved frames [T, height, width, 3]; strides in bytes, of any sign.
+// Where one of several frames of different sizes lies; a height or width of 0 stands for no frame.
+struct FrameRow {
+  int64_t address, row_stride, height, width;
+};
+
+// Interleaved frames, [count, height, width, 3] or, with a table, of different sizes; strides in
+// bytes, of any sign.
 struct ByteFrames {
   const uint8_t* data;
   int64_t frame_stride, row_stride;
   int height, width;
+  int64_t count;
+  const FrameRow* table;  // [count], or null; with it, nothing above counts
 };
 
 // Feature maps [T, C, height, width]; strides in elements, of any sign, 1 along x.
@@ -28,14 +36,18 @@ struct FloatMaps {
 };
 
 // What is cut: for every window an affine (output pixel -> source pixel) and the index of its
-// source.
+// source. With frames, a source that there is not gives a window of border.
 struct Windows {
   const float* affines;   // [count, 2, 3]
   const int32_t* source;  // [count], or null: all from source 0
+  const int32_t* areas;   // [count], or null: `area` for all
   int64_t count;
   int height, width;  // of the output
   int area;           // area x area samples for each output pixel
   float border;       // value of a tap outside the source, in source units
+
+  int64_t source_of(int64_t window) const { return source ? source[window] : 0; }
+  int area_of(int64_t window) const { return areas ? areas[window] : area; }
 };
 
 // [count, channels, height, width], or [count, height, width, channels] with `channels_last`.

@@ -21,6 +21,7 @@ def warp_bytes(
     frames: npt.NDArray[np.uint8],
     affines: Floats,
     source: npt.NDArray[np.int32] | None,
+    areas: npt.NDArray[np.int32] | None,
     out: np.ndarray,
     scale: Floats,
     shift: Floats,
@@ -30,12 +31,32 @@ def warp_bytes(
     channels_last: bool,
     isa: str = "auto",
 ) -> None:
-    """Windows of frames [T, H, W, 3], the last two axes dense, into `out` (uint16: bfloat16)."""
+    """Windows of frames [T, H, W, 3], the last two axes dense, into `out` (uint16: bfloat16).
+
+    `area` counts where `areas` is None; a source out of range gives a window of border.
+    """
+
+def warp_table(
+    table: npt.NDArray[np.int64],
+    affines: Floats,
+    source: npt.NDArray[np.int32] | None,
+    areas: npt.NDArray[np.int32] | None,
+    out: np.ndarray,
+    scale: Floats,
+    shift: Floats,
+    border: float,
+    area: int,
+    swap_rb: bool,
+    channels_last: bool,
+    isa: str = "auto",
+) -> None:
+    """As `warp_bytes`, for frames of different sizes: the rows of a `fastpose.ops.FrameTable`."""
 
 def warp_maps(
     maps: Floats,
     affines: Floats,
     source: npt.NDArray[np.int32] | None,
+    areas: npt.NDArray[np.int32] | None,
     out: np.ndarray,
     scale: Floats,
     shift: Floats,

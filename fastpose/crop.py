@@ -6,9 +6,9 @@ A cascade's windows on feature maps are cut here too.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,8 @@ from fastpose.geometry import Doubles, boxes_to_affines, compose
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+Frames: TypeAlias = "npt.NDArray[np.uint8] | Sequence[npt.NDArray[np.uint8]]"
 
 MAX_AREA = 4  # 16 samples an output pixel: beyond a reduction of 4 the eye and the network agree
 
@@ -48,7 +50,7 @@ class Window:
 
 
 def crop_people(
-    frames: npt.NDArray[np.uint8],
+    frames: Frames,
     boxes: npt.NDArray[np.floating],
     window: Window,
     *,
@@ -58,7 +60,7 @@ def crop_people(
     """Cut one upright window round each box, normalised for the network.
 
     Args:
-        frames: [H, W, 3] or [T, H, W, 3] uint8, BGR.
+        frames: [H, W, 3] or [T, H, W, 3] uint8, BGR, or a sequence of [H, W, 3] of any sizes.
         boxes: [N, 4] (x0, y0, x1, y1) in frame pixels.
         window: what to cut.
         source: [N] int32, the frame of each box; may be None only for one frame.
@@ -92,7 +94,7 @@ def view_boxes(
 
 
 def crop_affines(
-    frames: npt.NDArray[np.uint8],
+    frames: Frames,
     affines: Doubles,
     window: Window,
     *,
@@ -107,23 +109,18 @@ def crop_affines(
 
     Args, returns: as `crop_people`.
     """
-    batch = np.empty((len(affines), 3, *window.size), np.float32) if out is None else out
-    areas = sample_counts(affines)
-    small = affines.astype(np.float32)
-    for rows in runs(areas):
-        ops.warp(
-            frames,
-            small[rows],
-            window.size,
-            source=None if source is None else source[rows],
-            mean=window.mean,
-            std=window.std,
-            swap_rb=window.rgb,
-            border=window.border,
-            area=int(areas[rows.start]),
-            out=batch[rows],
-        )
-    return batch
+    return ops.warp(
+        frames,
+        affines.astype(np.float32),
+        window.size,
+        source=source,
+        mean=window.mean,
+        std=window.std,
+        swap_rb=window.rgb,
+        border=window.border,
+        area=sample_counts(affines),
+        out=out,
+    )
 
 
 def runs(keys: npt.NDArray[np.int64]) -> Iterator[slice]:

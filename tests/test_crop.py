@@ -100,6 +100,18 @@ def test_frames_of_a_stack_are_told_apart():
     assert batch[:, 0, 4, 4].tolist() == [60, 10, 60]
 
 
+def test_frames_of_different_sizes_are_cut_in_one_call():
+    random = np.random.default_rng(4)
+    frames = [random.integers(0, 256, (h, w, 3), np.uint8) for h, w in ((90, 70), (300, 200))]
+    boxes = np.array([[0, 0, 70, 90], [20, 30, 180, 290], [5, 5, 30, 40]], float)
+    source = np.array([0, 1, 1], np.int32)
+    together, affines = crop_people(frames, boxes, window(), source=source)
+    assert len(set(sample_counts(affines))) > 1
+    for i, index in enumerate(source):
+        alone, _ = crop_people(frames[index], boxes[i : i + 1], window())
+        np.testing.assert_array_equal(together[i], alone[0])
+
+
 def test_augmented_views_follow_their_joints():
     """A bright dot stays under its joint, whatever turn, zoom, shift or mirror the view has."""
     frame = np.zeros((120, 90, 3), np.uint8)

@@ -67,13 +67,13 @@ const WarpRows& rows_of(Isa isa) {
 
 // Normalises and writes a row of one channel, the sum of area * area samples for every pixel.
 void store_row(const WarpRows& rows, const Windows& windows, const WarpOutput& out, int64_t window,
-               int channel, int v, const Blend& sums) {
+               int channel, int v, int area, const Blend& sums) {
   const int64_t channels = out.channels, w = windows.width;
   const int64_t row = window * windows.height + v;
   const int64_t at = out.channels_last ? row * w * channels + channel
                                        : ((window * channels + channel) * windows.height + v) * w;
   const int size = out.type == Real::F32 ? 4 : 2;
-  const float samples = static_cast<float>(windows.area * windows.area);
+  const float samples = static_cast<float>(area * area);
   rows.store(sums, out.scale[channel] / samples, out.shift[channel], windows.width, out.type,
              static_cast<char*>(out.data) + at * size, out.channels_last ? channels : 1);
 }
@@ -127,14 +127,12 @@ class ByteWarper {
         pitch_((windows.width + kMaxLanes - 1) / kMaxLanes * kMaxLanes),
         planes_(kBytes * pitch_),
         border_(kBytes * pitch_),
-        kept_{std::vector<float>(kBytes * pitch_), std::vector<float>(kBytes * pitch_)},
-        columns_(windows.area) {}
+        kept_{std::vector<float>(kBytes * pitch_), std::vector<float>(kBytes * pitch_)} {}
 
   void run(int64_t window, int begin, int end) {
     const Affine affine = Affine::load(windows_.affines + 6 * window);
-    const int64_t frame = windows_.source ? windows_.source[window] : 0;
-    image_ = {frames_.data + frame * frames_.frame_stride, frames_.row_stride, frames_.height,
-              frames_.width, windows_.border};
+    area_ = windows_.area_of(window);
+    image_ = image_of(windows_.source_of(window));
     const bool separable = affine.finite() && affine.axis_aligned();
     if (separable) find_columns(affine);
     for (int v = begin; v < end; ++v) {
@@ -154,16 +152,29 @@ class ByteWarper {
     Span touching, interior;
   };
 
-  int samples() const { return windows_.area * windows_.area; }
+  // A frame that there is not has no pixels: every tap lies outside it.
+  Image image_of(int64_t frame) const {
+    const float border = windows_.border;
+    const Image nothing{nullptr, 0, 0, 0, border};
+    if (frame < 0 || frame >= frames_.count) return nothing;
+    if (!frames_.table)
+      return {frames_.data + frame * frames_.frame_stride, frames_.row_stride, frames_.height,
+              frames_.width, border};
+    const FrameRow& row = frames_.table[frame];
+    if (row.height < 1 || row.width < 1) return nothing;
+    return {reinterpret_cast<const uint8_t*>(row.address), row.row_stride,
+            static_cast<int>(row.height), static_cast<int>(row.width), border};
+  }
 
   void find_columns(const Affine& affine) {
     const int n = windows_.width;
-    for (int i = 0; i < windows_.area; ++i) {
+    columns_.resize(area_);
+    for (int i = 0; i < area_; ++i) {
       Columns& columns = columns_[i];
       columns.x.resize(n);
       columns.offsets.assign(n, 0);
       columns.weights.assign(n + kMaxLanes, 0);
-      const double start = affine.x(subpixel(i, windows_.area), 0);
+      const double start = affine.x(subpixel(i, area_), 0);
       columns.touching = part_of({0, n}, inside(start, affine.xu, -1, image_.width, n));
       columns.interior = part_of(columns.touching, vector_span(start, affine.xu));
       for (int u = columns.touching.begin; u < columns.touching.end; ++u)
@@ -176,7 +187,7 @@ class ByteWarper {
       }
     }
     for (int slot = 0; slot < 2; ++slot) kept_row_[slot] = -1;
-    std::fill(border_.begin(), border_.end(), image_.border * windows_.area);
+    std::fill(border_.begin(), border_.end(), image_.border * area_);
   }
 
   // Where x keeps the promise that warp_rows.h makes to the vector loops.
@@ -187,12 +198,11 @@ class ByteWarper {
 
   // A row of a separable window. With one sample a pixel the blend is left to the store.
   Blend blended_row(const Affine& affine, int v) {
-    for (int j = 0; j < windows_.area; ++j) {
+    for (int j = 0; j < area_; ++j) {
       Between y;
-      if (!find_between(affine.y(0, v + subpixel(j, windows_.area)), image_.height, &y))
-        y = {-2, 0};
+      if (!find_between(affine.y(0, v + subpixel(j, area_)), image_.height, &y)) y = {-2, 0};
       const Blend rows{resampled(y.low), resampled(y.low + 1), 1 - y.fraction, y.fraction};
-      if (windows_.area == 1) return rows;
+      if (area_ == 1) return rows;
       rows_.blend(rows, kBytes * pitch_, j > 0, planes_.data());
     }
     return {planes_.data(), nullptr, 1, 0};
@@ -240,7 +250,7 @@ class ByteWarper {
 
   // A row of any window: border, edge, interior, edge, border, once for every sample.
   Blend sampled_row(const Affine& affine, int v) {
-    const int n = windows_.width, area = windows_.area;
+    const int n = windows_.width, area = area_;
     float* planes = planes_.data();
     for (int sample = 0; sample < area * area; ++sample) {
       const double column = subpixel(sample % area, area), row = v + subpixel(sample / area, area);
@@ -285,7 +295,7 @@ class ByteWarper {
     for (int c = 0; c < kBytes; ++c) {
       const int from = (out_.swap_rb ? kBytes - 1 - c : c) * pitch_;
       const Blend channel{row.above + from, row.below ? row.below + from : nullptr, row.a, row.b};
-      store_row(rows_, windows_, out_, window, c, v, channel);
+      store_row(rows_, windows_, out_, window, c, v, area_, channel);
     }
   }
 
@@ -297,6 +307,7 @@ class ByteWarper {
   std::vector<float> planes_, border_, kept_[2];
   std::vector<Columns> columns_;
   Image image_{};
+  int area_ = 1;
   int kept_row_[2] = {-1, -1};
 };
 
@@ -312,14 +323,14 @@ class MapWarper {
 
   void run(int64_t window, int begin, int end) {
     const Affine affine = Affine::load(windows_.affines + 6 * window);
-    const int64_t index = windows_.source ? windows_.source[window] : 0;
-    const float* map = maps_.data + index * maps_.map_stride;
+    const int area = windows_.area_of(window);
+    const float* map = maps_.data + windows_.source_of(window) * maps_.map_stride;
     for (int v = begin; v < end; ++v) {
-      find_taps(affine, v);
+      find_taps(affine, v, area);
       for (int c = 0; c < out_.channels; ++c) {
         const int from = out_.swap_rb ? out_.channels - 1 - c : c;
         apply(map + from * maps_.channel_stride);
-        store_row(rows_, windows_, out_, window, c, v, {values_.data(), nullptr, 1, 0});
+        store_row(rows_, windows_, out_, window, c, v, area, {values_.data(), nullptr, 1, 0});
       }
     }
   }
@@ -330,12 +341,11 @@ class MapWarper {
     float weight;
   };
 
-  void find_taps(const Affine& affine, int v) {
+  void find_taps(const Affine& affine, int v, int area) {
     taps_.clear();
     ends_.clear();
     outside_.clear();
     const bool finite = affine.finite();
-    const int area = windows_.area;
     for (int u = 0; u < windows_.width; ++u) {
       float outside = 0;
       for (int sample = 0; sample < area * area; ++sample) {
@@ -405,8 +415,11 @@ void warp_all(const Source& source, const Windows& windows, const WarpOutput& ou
   });
 }
 
+// Of an average window.
 double samples_in_row(const Windows& windows) {
-  return static_cast<double>(windows.width) * windows.area * windows.area;
+  double samples = 0;
+  for (int64_t i = 0; i < windows.count; ++i) samples += std::pow(windows.area_of(i), 2);
+  return windows.width * samples / static_cast<double>(windows.count);
 }
 
 }  // namespace

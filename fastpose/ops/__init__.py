@@ -7,12 +7,14 @@ from fastpose.ops.propagate import propagate
 from fastpose.ops.render import render
 from fastpose.ops.simcc import decode_simcc
 from fastpose.ops.suppress import suppress_boxes, suppress_poses
-from fastpose.ops.warp import warp
+from fastpose.ops.warp import FrameTable, frame_rows, warp
 
 __all__ = [
+    "FrameTable",
     "decode",
     "decode_simcc",
     "fit_tree",
+    "frame_rows",
     "propagate",
     "render",
     "set_num_threads",

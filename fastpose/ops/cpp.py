@@ -9,6 +9,7 @@ import numpy as np
 from fastpose import _C
 from fastpose._C import best_isa, get_num_threads, set_num_threads
 from fastpose.ops.choose import Array
+from fastpose.ops.warp import FrameTable
 
 if TYPE_CHECKING:
     from fastpose.ops.decode import DecodeOptions
@@ -42,19 +43,20 @@ def like(result: np.ndarray, array: Array) -> Array:
 
 
 def warp(
-    frames: Array,
+    frames: Array | FrameTable,
     affines: Array,
     source: Array | None,
+    areas: Array | None,
     out: Array,
     options: WarpOptions,
     isa: str = "auto",
 ) -> None:
-    """`fastpose.ops.warp` into `out`, arguments checked; frames are [T, ...]."""
-    pixels = as_numpy(frames)
+    """`fastpose.ops.warp` into `out`, arguments checked; frames are [T, ...] or a table."""
     scale, shift = options.scale_shift()
     arguments = (
         np.ascontiguousarray(as_numpy(affines), np.float32),
         None if source is None else np.ascontiguousarray(as_numpy(source), np.int32),
+        None if areas is None else np.ascontiguousarray(as_numpy(areas), np.int32),
         _memory(out),
         scale,
         shift,
@@ -64,11 +66,14 @@ def warp(
         options.out_layout == "nhwc",
         isa,
     )
-    if options.layout == "chw":
-        maps = pixels.astype(np.float32, copy=False)
+    if isinstance(frames, FrameTable):
+        _C.warp_table(np.ascontiguousarray(as_numpy(frames.rows)), *arguments)
+    elif options.layout == "chw":
+        maps = _floats(frames)
         dense = all(step % 4 == 0 for step in maps.strides) and maps.strides[3] == 4
         _C.warp_maps(maps if dense else np.ascontiguousarray(maps), *arguments)
     else:
+        pixels = as_numpy(frames)
         dense = pixels.strides[2:] == (3, 1)
         _C.warp_bytes(pixels if dense else np.ascontiguousarray(pixels), *arguments)
 
@@ -151,8 +156,13 @@ def decode_simcc(
 
 def _bins(vectors: Array) -> np.ndarray:
     """As float32, the bins side by side: without a copy for one half of a row that holds both."""
-    if not isinstance(vectors, np.ndarray):
-        vectors = vectors.detach().float()
-    bins = as_numpy(vectors).astype(np.float32, copy=False)
+    bins = _floats(vectors)
     dense = all(step % 4 == 0 for step in bins.strides) and bins.strides[2] == 4
     return bins if dense else np.ascontiguousarray(bins)
+
+
+def _floats(array: Array) -> np.ndarray:
+    """As float32, without a copy where it is."""
+    if not isinstance(array, np.ndarray):
+        array = array.detach().float()
+    return as_numpy(array).astype(np.float32, copy=False)

@@ -15,12 +15,15 @@ def warp_with_gradient(
     frames: torch.Tensor,
     affines: Array,
     source: Array | None,
+    areas: Array | None,
     options: WarpOptions,
     run: Callable[..., torch.Tensor],
 ) -> torch.Tensor:
-    """`run(frames, affines, source)`, a kernel, with a gradient in `frames` [T, C, H, W]."""
-    index = None if source is None else torch.as_tensor(source)
-    result: torch.Tensor = _Warp.apply(frames, torch.as_tensor(affines), index, options, run)
+    """`run(frames, affines, source, areas)`, a kernel, with a gradient in `frames` [T, C, H, W]."""
+    index, counts = (None if of is None else torch.as_tensor(of) for of in (source, areas))
+    result: torch.Tensor = _Warp.apply(
+        frames, torch.as_tensor(affines), index, counts, options, run
+    )
     return result
 
 
@@ -33,24 +36,26 @@ class _Warp(torch.autograd.Function):
         frames: torch.Tensor,
         affines: torch.Tensor,
         source: torch.Tensor | None,
+        areas: torch.Tensor | None,
         options: WarpOptions,
         run: Callable[..., torch.Tensor],
     ) -> torch.Tensor:
-        ctx.save_for_backward(affines, source)
+        ctx.save_for_backward(affines, source, areas)
         ctx.options, ctx.shape, ctx.type = options, frames.shape, frames.dtype
-        return run(frames.detach(), affines, source)
+        return run(frames.detach(), affines, source, areas)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        affines, source = ctx.saved_tensors
-        gradient = scatter(grad, affines, source, ctx.shape, ctx.options)
-        return gradient.to(ctx.type), None, None, None, None
+        affines, source, areas = ctx.saved_tensors
+        gradient = scatter(grad, affines, source, areas, ctx.shape, ctx.options)
+        return gradient.to(ctx.type), None, None, None, None, None
 
 
 def scatter(
     grad: torch.Tensor,
     affines: torch.Tensor,
     source: torch.Tensor | None,
+    areas: torch.Tensor | None,
     shape: torch.Size,
     options: WarpOptions,
 ) -> torch.Tensor:
@@ -60,6 +65,7 @@ def scatter(
         grad: of the result, in the layout that `options` names.
         affines: as given to `warp`.
         source: as given to `warp`.
+        areas: as given to `warp`; None: `options.area`.
         shape: [T, C, H, W] of the source.
         options: as `warp` made them.
 
@@ -75,11 +81,13 @@ def scatter(
     start = index.where(usable, 0)[:, None, None] * height
     grad = grad if options.out_layout == "nhwc" else grad.permute(0, 2, 3, 1)
     std = torch.tensor(options.std or (1.0,), device=grad.device)
-    given = (grad.float() / (std * options.area**2)).reshape(-1, channels)
+    given = (grad.float() / std).reshape(-1, channels)
     total = given.new_zeros(count * height * width, channels)
-    for x, y in sample_positions(affines, usable, options):
+    area = options.area if areas is None else areas.to(grad.device)
+    for x, y, part in sample_positions(affines, usable, area, options.size):
+        part = (part * usable)[:, None, None]
         for weight, row, column, inside in taps(x, y, (height, width)):
-            share = (weight * (inside & usable[:, None, None])).to(given.dtype)
+            share = (weight * part * inside).to(given.dtype)
             place = (start + row) * width + column
             total.index_add_(0, place.flatten(), given * share.reshape(-1, 1))
     total = total.unflatten(0, (count, height, width)).permute(0, 3, 1, 2)

@@ -25,7 +25,11 @@ from fastpose.ops.choose import (
 if TYPE_CHECKING:
     import torch
 
-LAYOUTS = {"hwc": ("uint8",), "nv12": ("uint8",), "chw": ("float32", "float16")}
+LAYOUTS = {
+    "hwc": ("uint8",),
+    "nv12": ("uint8",),
+    "chw": ("float32", "float16", "bfloat16"),
+}
 OUT_LAYOUTS = ("nchw", "nhwc")
 TYPES = ("float32", "float16", "bfloat16")
 
@@ -37,6 +41,28 @@ MATRICES = {
 }
 
 
+MAX_AREA = 16
+
+
+@dataclass(frozen=True)
+class FrameTable:
+    """Where frames of different sizes lie, for `warp`, as rows that a kernel reads.
+
+    It keeps no frame alive. On CUDA the rows may be rewritten between two replays of a graph that
+    has captured a `warp`.
+
+    Attributes:
+        rows: [T, 4] int64 on the device of the frames, C-contiguous, for each frame: address of its
+            first byte, bytes between two rows, height, width; as `frame_rows` makes them. A row
+            whose height or width is 0 stands for no frame.
+    """
+
+    rows: Array
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
 @dataclass(frozen=True)
 class WarpOptions:
     """What every implementation of `warp` is given besides the arrays, checked.
@@ -45,7 +71,8 @@ class WarpOptions:
         size: (h, w) of a window.
         channels: C.
         mean, std: C numbers each, or None for 0 and 1.
-        swap_rb, border, layout, out_layout, area, matrix: as in `warp`.
+        swap_rb, border, layout, out_layout, matrix: as in `warp`.
+        area: of all windows, where they have no areas of their own.
     """
 
     size: tuple[int, int]
@@ -71,7 +98,7 @@ class WarpOptions:
 
 
 def warp(
-    frames: Array,
+    frames: Array | Sequence[Array] | FrameTable,
     affines: Array,
     size: tuple[int, int],
     *,
@@ -83,7 +110,7 @@ def warp(
     layout: str = "hwc",
     out_layout: str = "nchw",
     dtype: str = "float32",
-    area: int = 1,
+    area: int | Array = 1,
     matrix: str = "bt709",
     out: Array | None = None,
     stream: int | None = None,
@@ -102,13 +129,17 @@ def warp(
 
     Args:
         frames: "hwc": uint8 [H, W, 3] or [T, H, W, 3]; "nv12": uint8 [T, H * 3 // 2, W], on CUDA
-            only, taken as BGR, each pixel with its own cell's chroma; "chw": float32 or float16
-            [T, C, H, W]. Any strides; what is not dense along a row of pixels is copied.
+            only, taken as BGR, each pixel with its own cell's chroma; "chw": float32, float16 or
+            (torch only) bfloat16 [T, C, H, W]. Any strides; what is not dense along a row of pixels
+            is copied. Frames of different sizes, "hwc" or "nv12": a list of [H, W, 3] or
+            [H * 3 // 2, W], all of one kind on one device, or a `FrameTable`, with which `out` must
+            be given.
         affines: [N, 2, 3] floating, used as float32, output pixel -> source pixel. A window whose
             affine is not finite is all border.
         size: (h, w) of a window.
-        source: [N] integers, the frame of each window; may be left out only if T = 1. On CUDA, an
-            index out of range in a device tensor gives a window of border.
+        source: [N] integers, the frame of each window; may be left out only if T = 1. In a device
+            tensor, and everywhere with a `FrameTable`, an index out of range gives a window of
+            border.
         mean: C numbers in source units (0-255 for bytes), in output channel order.
         std: likewise, positive.
         swap_rb: reverse the three channels.
@@ -116,7 +147,8 @@ def warp(
         layout: of `frames`, see there.
         out_layout: "nchw" or "nhwc".
         dtype: "float32", "float16" or (torch only) "bfloat16"; with `out`, its type counts.
-        area: samples per axis for each output pixel, 1 to 16.
+        area: samples per axis for each output pixel, 1 to 16: one number, or [N] integers, one for
+            each window, of the kind and on the device of `affines`.
         matrix: "bt709" or "bt601", the colours of "nv12", limited range.
         out: written in place and returned: of the result's shape, dense, on the device of `frames`.
         stream: CUDA stream handle; by default the current stream.
@@ -129,60 +161,93 @@ def warp(
         ValueError: an argument has another shape, type, device or range.
         BackendError: `backend` was named and cannot run here, or "nv12" is not on CUDA.
     """
-    _check_frames(frames, layout, matrix)
+    _check_layout(layout, matrix)
+    stack, model = _check_frames(frames, layout, out)
+    _check_affines(affines, model)
+    one_area, areas = _check_area(area, affines)
     options = WarpOptions(
         size=_check_size(size),
-        channels=int(frames.shape[1]) if layout == "chw" else 3,
+        channels=int(model.shape[1]) if layout == "chw" else 3,
         mean=_numbers(mean),
         std=_numbers(std),
         swap_rb=swap_rb,
         border=float(border),
         layout=layout,
         out_layout=out_layout,
-        area=area,
+        area=one_area,
         matrix=matrix,
     )
     _check_options(options)
-    frames = frames[None] if frames.ndim == 3 and layout == "hwc" else frames
-    _check_affines(affines, frames)
-    _check_source(source, len(affines), frames)
-    check_stream(stream, "frames", frames)
-    shape = options.out_shape(len(affines))
-    _check_out(out, frames, shape, dtype)
-    name = _choose(backend, frames, layout)
-    if name != "reference" and _needs_gradient(frames):
+    _check_source(source, len(affines), stack, model)
+    check_stream(stream, "frames", model)
+    _check_out(out, model, options.out_shape(len(affines)), dtype)
+    name = _choose(backend, model, layout)
+    if isinstance(stack, Sequence):
+        with on_stream(stream, model):
+            dense = [_dense_rows(frame, layout) for frame in stack]  # copies live to the end
+            stack = FrameTable(_beside(model, frame_rows(dense, layout)))
+    if name == "reference":
+        with on_stream(stream, model):
+            return _by_reference(stack, model, affines, source, areas, out, dtype, options)
+    run = functools.partial(_by_kernel, name, model, out, dtype, options, stream)
+    if _needs_gradient(model):
         from fastpose.ops.scatter import warp_with_gradient
 
-        run = functools.partial(_by_kernel, name, None, dtype, options, stream)
-        return warp_with_gradient(frames, affines, source, options, run)
-    if name == "reference":
-        with on_stream(stream, frames):
-            return _by_reference(frames, affines, source, out, dtype, options)
-    return _by_kernel(name, out, dtype, options, stream, frames, affines, source)
+        return warp_with_gradient(stack, affines, source, areas, options, run)
+    return run(stack, affines, source, areas)
+
+
+def frame_rows(frames: Sequence[Array], layout: str = "hwc") -> npt.NDArray[np.int64]:
+    """The rows of a `FrameTable`, on the host.
+
+    Args:
+        frames: uint8, numpy or torch, all of one kind on one device: "hwc": [H, W, 3] each; "nv12":
+            [H * 3 // 2, W] each. They must live as long as the rows are used.
+        layout: "hwc" or "nv12".
+
+    Returns:
+        [T, 4]: address, bytes between two rows, height (of the luma), width.
+
+    Raises:
+        ValueError: a frame is of another shape, type, kind or device, or it is not dense along a
+            row of pixels.
+    """
+    _check_layout(layout)
+    _check_sequence(frames, layout)
+    rows = np.empty((len(frames), 4), np.int64)
+    for i, frame in enumerate(frames):
+        if not _has_dense_rows(frame, layout):
+            raise ValueError(f"frames[{i}] must be dense along a row of pixels")
+        height, width = frame.shape[:2]
+        if layout == "nv12":
+            height = height * 2 // 3
+        rows[i] = _address(frame), _byte_strides(frame)[0], height, width
+    return rows
 
 
 def _by_kernel(
     name: str,
+    model: Array,
     out: Array | None,
     dtype: str,
     options: WarpOptions,
     stream: int | None,
-    frames: Array,
+    frames: Array | FrameTable,
     affines: Array,
     source: Array | None,
+    areas: Array | None,
 ) -> Array:
-    shape = options.out_shape(len(affines))
-    result = _empty(shape, dtype, frames) if out is None else out
+    result = _empty(options.out_shape(len(affines)), dtype, model) if out is None else out
     if len(affines) == 0:
         return result
     if name == "cuda":
         from fastpose.ops.cuda import warp as run_cuda
 
-        run_cuda(frames, affines, source, result, options, stream)
+        run_cuda(frames, affines, source, areas, result, options, stream)
     else:
         from fastpose.ops.cpp import warp as run_cpp
 
-        run_cpp(frames, affines, source, result, options)
+        run_cpp(frames, affines, source, areas, result, options)
     return result
 
 
@@ -191,6 +256,7 @@ def warp_reference(
     affines: torch.Tensor,
     source: torch.Tensor,
     options: WarpOptions,
+    areas: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`warp` in plain torch: the definition that every kernel is tested against.
 
@@ -199,6 +265,7 @@ def warp_reference(
         affines: [N, 2, 3]; positions are computed in float64.
         source: [N] int64; a window whose index is out of range is border.
         options: the rest; `layout` and `matrix` do not matter here.
+        areas: [N] integers, in place of `options.area`.
 
     Returns:
         [N, C, h, w] or [N, h, w, C] in the type of `frames`, differentiable in `frames`.
@@ -213,13 +280,16 @@ def warp_reference(
     if options.swap_rb:
         pixels = pixels.flip(-1)
     total = torch.zeros((len(affines), h, w, options.channels), dtype=real, device=device)
-    for x, y in sample_positions(affines, usable, options):
-        total = total + _bilinear(pixels, index, x, y, usable, options.border)
+    area = options.area if areas is None else areas
+    for x, y, weight in sample_positions(affines, usable, area, options.size):
+        sample = _bilinear(pixels, index, x, y, usable, options.border)
+        weight = weight.to(real)[:, None, None, None]
+        total = total + (weight * sample).where(weight > 0, 0.0)
     mean, std = (
         torch.tensor(values or (default,), dtype=real, device=device)
         for values, default in ((options.mean, 0.0), (options.std, 1.0))
     )
-    result = (total / options.area**2 - mean) / std
+    result = (total - mean) / std
     return result.permute(0, 3, 1, 2) if options.out_layout == "nchw" else result
 
 
@@ -230,28 +300,43 @@ def usable_windows(affines: torch.Tensor, source: torch.Tensor, count: int) -> t
 
 
 def sample_positions(
-    affines: torch.Tensor, usable: torch.Tensor, options: WarpOptions
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Source x and y, [N, h, w] float64 each, of the samples of every output pixel in turn."""
+    affines: torch.Tensor, usable: torch.Tensor, area: int | torch.Tensor, size: tuple[int, int]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """The samples of every output pixel in turn.
+
+    Args:
+        affines: [N, 2, 3].
+        usable: [N] where the affine counts.
+        area: samples per axis, of all windows or [N] of each.
+        size: (h, w) of a window.
+
+    Yields:
+        source x and y, [N, h, w] float64 each, and the weight of the sample in its pixel, [N]
+        float64: 0 in a window that has fewer samples.
+    """
     import torch
 
+    count, (h, w), device = len(affines), size, affines.device
     matrices = affines.to(torch.float64).where(usable[:, None, None], 0.0)
-    h, w = options.size
-    u = torch.arange(w, dtype=torch.float64, device=affines.device)
-    v = torch.arange(h, dtype=torch.float64, device=affines.device)[:, None]
-    inner = (torch.arange(options.area, dtype=torch.float64) + 0.5) / options.area - 0.5
-    for dv in inner.tolist():
-        for du in inner.tolist():
-            yield _transform(matrices, u + du, v + dv)
+    areas = torch.as_tensor(area, device=device).expand(count)
+    most = area if isinstance(area, int) else int(areas.max()) if count else 0
+    steps = areas.to(torch.float64)[:, None, None]
+    u = torch.arange(w, dtype=torch.float64, device=device)
+    v = torch.arange(h, dtype=torch.float64, device=device)[:, None]
+    for dv in range(most):
+        for du in range(most):
+            column, row = (at + (d + 0.5) / steps - 0.5 for at, d in ((u, du), (v, dv)))
+            weight = torch.where(areas > max(dv, du), 1 / areas.to(torch.float64) ** 2, 0.0)
+            yield *_transform(matrices, column, row), weight
 
 
 def _transform(
     matrices: torch.Tensor, u: torch.Tensor, v: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Source x and y, [N, h, w] each, of the positions u [w] and v [h, 1]."""
+    """Source x and y, [N, h, w] each, of the positions u [N, 1, w] and v [N, h, 1]."""
     cells = matrices[:, :, :, None, None]
-    position = cells[:, :, 0] * u + cells[:, :, 1] * v + cells[:, :, 2]
-    return position[:, 0], position[:, 1]
+    x, y = (cells[:, i, 0] * u + cells[:, i, 1] * v + cells[:, i, 2] for i in (0, 1))
+    return x, y
 
 
 def _bilinear(
@@ -309,32 +394,82 @@ def nv12_to_bgr(frames: torch.Tensor, matrix: str) -> torch.Tensor:
 
 
 def _by_reference(
-    frames: Array,
+    frames: Array | FrameTable,
+    model: Array,
     affines: Array,
     source: Array | None,
+    areas: Array | None,
     out: Array | None,
     dtype: str,
     options: WarpOptions,
 ) -> Array:
     import torch
 
-    pixels = _as_torch(frames)
-    if options.layout == "nv12":
-        pixels = nv12_to_bgr(pixels, options.matrix)
-    elif options.layout == "hwc":
-        pixels = pixels.permute(0, 3, 1, 2)
+    device = _as_torch(model).device
+    matrices = _as_torch(affines).to(device, torch.float32)
     index = torch.zeros(len(affines)) if source is None else _as_torch(source)
-    result = warp_reference(
-        pixels.float(),
-        _as_torch(affines).to(pixels.device, torch.float32),
-        index.to(pixels.device, torch.int64),
-        options,
-    )
+    index = index.to(device, torch.int64)
+    counts = None if areas is None else _as_torch(areas).to(device, torch.int64)
+    if isinstance(frames, FrameTable):
+        result = _from_table(frames, matrices, index, options, counts)
+    else:
+        pixels = _as_maps(_as_torch(frames), options)
+        result = warp_reference(pixels, matrices, index, options, counts)
     if out is not None:
         _as_torch(out).copy_(result)
         return out
     result = result.to(getattr(torch, dtype)).contiguous()
-    return result.numpy() if isinstance(frames, np.ndarray) else result
+    return result.numpy() if isinstance(model, np.ndarray) else result
+
+
+def _from_table(
+    table: FrameTable,
+    affines: torch.Tensor,
+    source: torch.Tensor,
+    options: WarpOptions,
+    areas: torch.Tensor | None,
+) -> torch.Tensor:
+    """The reference, one frame after the other; windows of no frame are border."""
+    import torch
+
+    nowhere, device = torch.full_like(source, -1), affines.device
+    dot = torch.zeros((1, options.channels, 1, 1), device=device)
+    result = warp_reference(dot, affines, nowhere, options, areas)
+    for i, row in enumerate(_as_torch(table.rows).tolist()):
+        if min(row[2:]) < 1:
+            continue
+        pixels = _as_maps(_frame_at(row, options.layout, device)[None], options)
+        cut = warp_reference(pixels, affines, source.where(source == i, -1) - i, options, areas)
+        result = torch.where((source == i)[:, None, None, None], cut, result)
+    return result
+
+
+class _Memory:
+    """A frame at an address, for numpy and torch to look at without a copy."""
+
+    def __init__(self, row: Sequence[int], layout: str) -> None:
+        address, stride, height, width = row
+        rows, pixel = (height, (3, 1)) if layout == "hwc" else (height * 3 // 2, (1,))
+        shape = (rows, width, *pixel[:-1])
+        place = {"data": (address, False), "shape": shape, "strides": (stride, *pixel)}
+        self.__array_interface__ = {"version": 3, "typestr": "|u1", **place}
+        self.__cuda_array_interface__ = self.__array_interface__
+
+
+def _frame_at(row: Sequence[int], layout: str, device: torch.device) -> torch.Tensor:
+    import torch
+
+    memory = _Memory(row, layout)
+    if device.type == "cpu":
+        return _as_torch(np.asarray(memory))
+    return torch.as_tensor(memory, device=device)
+
+
+def _as_maps(frames: torch.Tensor, options: WarpOptions) -> torch.Tensor:
+    """[T, C, H, W] float32 of frames of any layout."""
+    if options.layout == "nv12":
+        return nv12_to_bgr(frames, options.matrix)
+    return (frames.permute(0, 3, 1, 2) if options.layout == "hwc" else frames).float()
 
 
 def _as_torch(array: Array) -> torch.Tensor:
@@ -344,6 +479,36 @@ def _as_torch(array: Array) -> torch.Tensor:
         return array
     dense = array if all(stride >= 0 for stride in array.strides) else array.copy()
     return torch.from_numpy(dense)
+
+
+def _beside(model: Array, rows: npt.NDArray[np.int64]) -> Array:
+    """`rows` as the kind of array that `model` is, on its device."""
+    if isinstance(model, np.ndarray):
+        return rows
+    import torch
+
+    return torch.from_numpy(rows).to(model.device)
+
+
+def _byte_strides(frame: Array) -> tuple[int, ...]:
+    """Of a frame of bytes."""
+    return frame.strides if isinstance(frame, np.ndarray) else tuple(frame.stride())
+
+
+def _address(frame: Array) -> int:
+    if isinstance(frame, np.ndarray):
+        return int(frame.__array_interface__["data"][0])
+    return int(frame.data_ptr())
+
+
+def _has_dense_rows(frame: Array, layout: str) -> bool:
+    return _byte_strides(frame)[1:] == ((3, 1) if layout == "hwc" else (1,))
+
+
+def _dense_rows(frame: Array, layout: str) -> Array:
+    if _has_dense_rows(frame, layout):
+        return frame
+    return np.ascontiguousarray(frame) if isinstance(frame, np.ndarray) else frame.contiguous()
 
 
 def _choose(backend: str | None, frames: Array, layout: str) -> str:
@@ -382,16 +547,25 @@ def _numbers(values: Sequence[float] | None) -> tuple[float, ...] | None:
     return None if values is None else tuple(float(value) for value in values)
 
 
-def _check_frames(frames: Array, layout: str, matrix: str) -> None:
-    check_array("frames", frames)
+def _check_layout(layout: str, matrix: str = "bt709") -> None:
     if layout not in LAYOUTS:
         raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
     if matrix not in MATRICES:
         raise ValueError(f"matrix must be one of {', '.join(MATRICES)}, got {matrix!r}")
+
+
+def _check_frames(
+    frames: Array | Sequence[Array] | FrameTable, layout: str, out: Array | None
+) -> tuple[Array | Sequence[Array] | FrameTable, Array]:
+    """The frames with their axis T, and an array whose kind and device the result has."""
+    if isinstance(frames, FrameTable):
+        return frames, _check_table(frames, layout, out)
+    if isinstance(frames, Sequence):
+        _check_sequence(frames, layout)
+        return frames, frames[0]
+    check_array("frames", frames)
     shape = list(frames.shape)
-    if type_name(frames) not in LAYOUTS[layout]:
-        types = " or ".join(LAYOUTS[layout])
-        raise ValueError(f"frames of layout {layout!r} must be {types}, got {type_name(frames)}")
+    _check_type("frames", frames, layout)
     match layout:
         case "hwc":
             expected = "[H >= 1, W >= 1, 3] or [T, H >= 1, W >= 1, 3]"
@@ -404,6 +578,52 @@ def _check_frames(frames: Array, layout: str, matrix: str) -> None:
             fits = len(shape) == 4 and min(shape[1:]) >= 1
     if not fits:
         raise ValueError(f"frames of layout {layout!r} must be {expected}, got {shape}")
+    return frames[None] if layout == "hwc" and len(shape) == 3 else frames, frames
+
+
+def _check_sequence(frames: Sequence[Array], layout: str) -> None:
+    if layout == "chw":
+        raise ValueError('frames of layout "chw" must be one array [T, C, H, W], got a sequence')
+    if not len(frames):
+        raise ValueError("frames must hold at least one frame, got none")
+    for i, frame in enumerate(frames):
+        name = f"frames[{i}]"
+        check_array(name, frame)
+        _check_type(name, frame, layout)
+        first = _place(frames[0])
+        if _place(frame) != first:
+            raise ValueError(f"{name} must be {first} as the first is, got {_place(frame)}")
+        shape = list(frame.shape)
+        if layout == "hwc":
+            expected = "[H >= 1, W >= 1, 3]"
+            fits = len(shape) == 3 and shape[2] == 3 and min(shape) >= 1
+        else:
+            expected = "[H * 3 // 2, W], H and W even"
+            fits = len(shape) == 2 and min(shape) >= 2 and shape[0] % 3 == shape[1] % 2 == 0
+        if not fits:
+            raise ValueError(f"{name} of layout {layout!r} must be {expected}, got {shape}")
+
+
+def _check_table(table: FrameTable, layout: str, out: Array | None) -> Array:
+    if layout == "chw":
+        raise ValueError('frames of layout "chw" must be one array [T, C, H, W], got a FrameTable')
+    rows = table.rows
+    check_array("the rows of frames", rows)
+    if rows.ndim != 2 or rows.shape[1] != 4 or type_name(rows) != "int64":
+        came = f"{list(rows.shape)} {type_name(rows)}"
+        raise ValueError(f"the rows of frames must be [T, 4] int64, got {came}")
+    if out is None:
+        raise ValueError("out must be given with a FrameTable, got None")
+    check_array("out", out)
+    if device_kind(rows) != device_kind(out):
+        raise ValueError(f"out must be on {device_kind(rows)} as frames, got {device_kind(out)}")
+    return out
+
+
+def _check_type(name: str, frames: Array, layout: str) -> None:
+    if type_name(frames) not in LAYOUTS[layout]:
+        types = " or ".join(LAYOUTS[layout])
+        raise ValueError(f"{name} of layout {layout!r} must be {types}, got {type_name(frames)}")
 
 
 def _check_size(size: tuple[int, int]) -> tuple[int, int]:
@@ -426,8 +646,6 @@ def _check_options(options: WarpOptions) -> None:
         raise ValueError(f"swap_rb needs 3 channels, got {options.channels}")
     if options.out_layout not in OUT_LAYOUTS:
         raise ValueError(f"out_layout must be nchw or nhwc, got {options.out_layout!r}")
-    if options.area not in range(1, 17):
-        raise ValueError(f"area must be a whole number from 1 to 16, got {options.area}")
 
 
 def _check_device(name: str, array: Array, frames: Array) -> None:
@@ -445,21 +663,47 @@ def _check_affines(affines: Array, frames: Array) -> None:
         raise ValueError(f"affines must be float32 or float64, got {type_name(affines)}")
 
 
-def _check_source(source: Array | None, count: int, frames: Array) -> None:
+def _check_area(area: int | Array, affines: Array) -> tuple[int, Array | None]:
+    """The area of all windows, and the array of each one's own."""
+    if isinstance(area, int | float | np.integer):
+        if area not in range(1, MAX_AREA + 1):
+            raise ValueError(f"area must be a whole number from 1 to {MAX_AREA}, got {area}")
+        return int(area), None
+    check_array("area", area)
+    _check_areas(area, affines)
+    return 1, area
+
+
+def _check_areas(areas: Array, affines: Array) -> None:
+    count = len(affines)
+    if tuple(areas.shape) != (count,) or "int" not in type_name(areas):
+        came = f"{list(areas.shape)} {type_name(areas)}"
+        raise ValueError(f"area must be a whole number or [{count}] integers, got {came}")
+    if _place(areas) != _place(affines):
+        raise ValueError(f"area must be {_place(affines)} as affines is, got {_place(areas)}")
+    if device_kind(areas) == "cpu" and count:
+        low, high = int(areas.min()), int(areas.max())
+        if low < 1 or high > MAX_AREA:
+            raise ValueError(f"area must be from 1 to {MAX_AREA}, got {low} to {high}")
+
+
+def _check_source(
+    source: Array | None, count: int, stack: Array | Sequence[Array] | FrameTable, model: Array
+) -> None:
     if source is None:
-        if len(frames) != 1 and count:
-            raise ValueError(f"source must be given for {len(frames)} frames, got None")
+        if len(stack) != 1 and count:
+            raise ValueError(f"source must be given for {len(stack)} frames, got None")
         return
     check_array("source", source)
-    _check_device("source", source, frames)
+    _check_device("source", source, model)
     if tuple(source.shape) != (count,) or "int" not in type_name(source):
         raise ValueError(
             f"source must be [{count}] integers, got {list(source.shape)} {type_name(source)}"
         )
-    if device_kind(source) == "cpu" and count:
+    if device_kind(source) == "cpu" and count and not isinstance(stack, FrameTable):
         low, high = int(source.min()), int(source.max())
-        if low < 0 or high >= len(frames):
-            raise ValueError(f"source must be from 0 to {len(frames) - 1}, got {low} to {high}")
+        if low < 0 or high >= len(stack):
+            raise ValueError(f"source must be from 0 to {len(stack) - 1}, got {low} to {high}")
 
 
 def _check_out(out: Array | None, frames: Array, shape: tuple[int, ...], dtype: str) -> None:

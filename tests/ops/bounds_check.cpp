@@ -30,7 +30,7 @@ void for_windows(int height, int width, int channels, const Run& run) {
           for (const float zoom : kScales)
             for (const float x : {-0.4f * width, 0.0f, 0.7f * width}) {
               const std::vector<float> affine = affine_of(turn, zoom, x, 0.2f * height);
-              const Windows windows{affine.data(), nullptr, 1, side + 2, side, area, 5.0f};
+              const Windows windows{affine.data(), nullptr, nullptr, 1, side + 2, side, area, 5.0f};
               const int bytes = type == Real::F32 ? 4 : 2;
               std::vector<char> data(size_t(bytes) * channels * (side + 2) * side);
               run(windows, WarpOutput{data.data(), scale.data(), shift.data(), channels, type,
@@ -44,7 +44,7 @@ void warp_all(Isa isa) {
   for (const int height : {1, 2, 23})
     for (const int width : {1, 3, 5, 41}) {
       const std::vector<uint8_t> frame(size_t(height) * width * 3, 7);
-      const ByteFrames frames{frame.data(), 0, 3 * width, height, width};
+      const ByteFrames frames{frame.data(), 0, 3 * width, height, width, 1, nullptr};
       for_windows(height, width, 3, [&](const Windows& windows, const WarpOutput& out) {
         warp_bytes(frames, windows, out, isa);
       });
@@ -53,6 +53,34 @@ void warp_all(Isa isa) {
       for_windows(height, width, 2, [&](const Windows& windows, const WarpOutput& out) {
         warp_maps(maps, windows, out, isa);
       });
+    }
+}
+
+// Frames of different sizes, one of them upside down and one that there is not, under windows with
+// areas of their own.
+void warp_tables(Isa isa) {
+  const std::vector<uint8_t> small(size_t(5) * 7 * 3, 7), large(size_t(23) * 41 * 3, 7);
+  const auto address = [](const uint8_t* pixel) { return reinterpret_cast<intptr_t>(pixel); };
+  const FrameRow rows[] = {{address(small.data()), 7 * 3, 5, 7},
+                           {address(large.data() + 22 * 41 * 3), -41 * 3, 23, 41},
+                           {0, 0, 0, 0}};
+  ByteFrames frames{};
+  frames.count = 3;
+  frames.table = rows;
+  const int32_t source[] = {0, 1, 2, 3, -1, 1}, areas[] = {1, 3, 2, 1, 2, 1};
+  const float scale[] = {1, 1, 1}, shift[] = {0, 0, 0};
+  const int height = 9, width = 19;
+  for (const float turn : kTurns)
+    for (const float zoom : kScales) {
+      std::vector<float> affines;
+      for (int i = 0; i < 6; ++i) {
+        const std::vector<float> affine = affine_of(turn, zoom, -1.5f, 0.25f);
+        affines.insert(affines.end(), affine.begin(), affine.end());
+      }
+      std::vector<float> data(size_t(6) * 3 * height * width);
+      const Windows windows{affines.data(), source, areas, 6, height, width, 1, 5.0f};
+      const WarpOutput out{data.data(), scale, shift, 3, Real::F32, false, false};
+      warp_bytes(frames, windows, out, isa);
     }
 }
 
@@ -140,6 +168,7 @@ int main() {
   for (const Isa isa : {Isa::Scalar, Isa::Avx2, Isa::Avx512}) {
     if (isa > best_isa()) continue;
     warp_all(isa);
+    warp_tables(isa);
     decode_all(isa);
     decode_simcc_all(isa);
   }

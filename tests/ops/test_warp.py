@@ -9,7 +9,7 @@ from kernels import instruction_sets, kernels
 
 from fastpose import _C
 from fastpose.errors import BackendError
-from fastpose.ops import cpp, warp
+from fastpose.ops import FrameTable, cpp, frame_rows, warp
 from fastpose.ops.warp import WarpOptions, nv12_to_bgr, warp_reference
 
 torch = pytest.importorskip("torch")
@@ -140,7 +140,7 @@ def test_every_instruction_set_is_the_truth(isa, kind, shape, area, size):
     frames, source = make_frames(*shape), np.array([0, 1, 1, 0, 1, 0], np.int32)
     affines = make_affines(kind, shape, size)
     out = np.full((6, 3, *size), np.nan, np.float32)
-    cpp.warp(frames, affines, source, out, options(size, border=100.0, area=area), isa)
+    cpp.warp(frames, affines, source, None, out, options(size, border=100.0, area=area), isa)
     expected = truth(frames, affines, size, source=source, border=100.0, area=area)
     np.testing.assert_allclose(out, expected, rtol=0, atol=GREY)
 
@@ -154,7 +154,7 @@ def test_windows_that_touch_every_corner(isa, kind):
     steps = np.arange(-3, 4) / 2
     affines = np.array([[[1, turn, x], [-turn, 1, y]] for x in steps for y in steps], np.float32)
     out = np.empty((len(affines), 3, *size), np.float32)
-    cpp.warp(frames, affines, None, out, options(size, border=9.0), isa)
+    cpp.warp(frames, affines, None, None, out, options(size, border=9.0), isa)
     expected = truth(frames, affines, size, source=np.zeros(len(affines), int), border=9.0)
     np.testing.assert_allclose(out, expected, rtol=0, atol=GREY)
 
@@ -172,7 +172,7 @@ def test_no_byte_beyond_the_frame_is_read(isa, turn):
     frame = frame.reshape(1, height, width, 3)
     affines = np.array([[[1, turn, 0.25], [-turn, 1, 0.25]]], np.float32)
     out = np.empty((1, 3, height, width), np.float32)
-    cpp.warp(frame, affines, None, out, options((height, width)), isa)
+    cpp.warp(frame, affines, None, None, out, options((height, width)), isa)
     assert np.all(out == 0)
 
 
@@ -185,7 +185,7 @@ def _protect(memory, page):
 
 def test_unknown_instruction_set():
     with pytest.raises(ValueError, match="isa must be auto, scalar, avx2 or avx512, got mmx"):
-        cpp.warp(make_frames(4, 4), identity(), None, np.empty((1, 3, 1, 1), np.float32),
+        cpp.warp(make_frames(4, 4), identity(), None, None, np.empty((1, 3, 1, 1), np.float32),
                  options((1, 1)), "mmx")  # fmt: skip
 
 
@@ -226,9 +226,9 @@ def test_types_and_layouts_of_the_result(out_layout, isa, dtype):
     affines = make_affines("upright", (60, 80), size)
     chosen = options(size, mean=MEAN, std=STD, swap_rb=True, out_layout=out_layout)
     out = torch.empty(chosen.out_shape(len(affines)), dtype=getattr(torch, dtype))
-    cpp.warp(frames, affines, None, out, chosen, isa)
+    cpp.warp(frames, affines, None, None, out, chosen, isa)
     exact = torch.empty(chosen.out_shape(len(affines)))
-    cpp.warp(frames, affines, None, exact, chosen, isa)
+    cpp.warp(frames, affines, None, None, exact, chosen, isa)
     assert torch.equal(out, exact.to(out.dtype))  # rounded to nearest even, as torch does
     swapped = truth(frames, affines, size)[:, ::-1]
     expected = (swapped - np.reshape(MEAN, (3, 1, 1))) / np.reshape(STD, (3, 1, 1))
@@ -243,7 +243,7 @@ def test_float16_of_every_size(isa):
     maps = np.r_[values, -values].astype(np.float32)[None, None, None]
     out = torch.empty((1, 1, 1, maps.size), dtype=torch.float16)
     chosen = options((1, maps.size), channels=1, layout="chw")
-    cpp.warp(maps, identity(), None, out, chosen, isa)
+    cpp.warp(maps, identity(), None, None, out, chosen, isa)
     expected = torch.from_numpy(maps).to(torch.float16)
     torch.testing.assert_close(out, expected, rtol=0, atol=0, equal_nan=True)
 
@@ -305,6 +305,145 @@ def test_float64_affines_are_taken_as_float32():
     np.testing.assert_array_equal(wide, warp(frames, affines, (8, 6), source=np.array(source)))
 
 
+# --- windows and frames of different kinds -----------------------------------------------------
+
+AREAS = np.array([1, 3, 2, 16, 1, 4])
+SHAPES = [(40, 30), (9, 61), (1, 1), (33, 70)]
+
+
+def mixed_frames():
+    """Of different sizes; one upside down, one a region of a larger picture."""
+    frames = [make_frames(*shape, count=1, seed=i)[0] for i, shape in enumerate(SHAPES)]
+    frames[1] = frames[1][::-1]
+    frames[3] = make_frames(50, 90, count=1)[0][7:40, 11:81]
+    return frames
+
+
+@pytest.mark.parametrize("isa", [*instruction_sets(), "reference"])
+@pytest.mark.parametrize("layout", ["hwc", "chw"])
+@pytest.mark.parametrize("kind", ["upright", "turned"])
+def test_windows_with_areas_of_their_own(isa, layout, kind):
+    frames, size, source = make_frames(60, 80), (19, 21), np.array([0, 1, 1, 0, 1, 0])
+    affines = make_affines(kind, (60, 80), size)
+    chosen = options(size, border=100.0, layout=layout, mean=MEAN, std=STD)
+    expected = np.concatenate([
+        truth(frames, affines[n : n + 1], size, source=source[n:], border=100.0, area=AREAS[n])
+        for n in range(6)
+    ])  # fmt: skip
+    expected = (expected - np.reshape(MEAN, (3, 1, 1))) / np.reshape(STD, (3, 1, 1))
+    if layout == "chw":
+        frames = np.ascontiguousarray(frames.transpose(0, 3, 1, 2)).astype(np.float32)
+    if isa == "reference":
+        actual = warp(
+            frames, affines, size, source=source, border=100.0, layout=layout, mean=MEAN, std=STD,
+            area=AREAS, backend=isa,
+        )  # fmt: skip
+    else:
+        actual = np.full((6, 3, *size), np.nan, np.float32)
+        cpp.warp(frames, affines, source, AREAS, actual, chosen, isa)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=GREY / min(STD))
+
+
+@pytest.mark.parametrize("kind", ["upright", "turned"])
+def test_a_window_with_its_area_is_what_it_is_alone(kind):
+    frames, affines = make_frames(60, 80, count=1), make_affines(kind, (60, 80), (33, 20))
+    together = warp(frames, affines, (33, 20), area=AREAS.astype(np.int8))
+    for n, area in enumerate(AREAS):
+        alone = warp(frames, affines[n : n + 1], (33, 20), area=area)
+        np.testing.assert_array_equal(together[n], alone[0])
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+@pytest.mark.parametrize("as_tensors", [False, True])
+@pytest.mark.parametrize("kind", ["upright", "turned"])
+def test_frames_of_different_sizes(backend, as_tensors, kind):
+    frames, size = mixed_frames(), (19, 21)
+    source = np.array([3, 0, 1, 2, 1, 3])
+    affines = make_affines(kind, (40, 60), size)
+    arguments = {"mean": MEAN, "std": STD, "swap_rb": True, "border": 9.0}
+    expected = [
+        warp(frames[index], affine[None], size, area=int(area), **arguments)[0]
+        for index, affine, area in zip(source, affines, AREAS, strict=True)
+    ]
+    given, places, areas = frames, affines, AREAS
+    if as_tensors:  # which cannot be upside down: that frame is copied
+        given = [
+            torch.from_numpy(frame.copy() if i == 1 else frame) for i, frame in enumerate(frames)
+        ]
+        places, areas = torch.from_numpy(affines), torch.from_numpy(AREAS)
+    actual = warp(given, places, size, source=source, area=areas, backend=backend, **arguments)
+    assert isinstance(actual, torch.Tensor if as_tensors else np.ndarray)
+    exact = backend == "cpp"
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=0 if exact else GREY / min(STD))
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+def test_frames_of_a_sequence_that_are_not_dense_are_copied(backend):
+    frames = [make_frames(20, 30, count=1)[0][:, ::-1], make_frames(10, 24, count=1)[0][::2, ::2]]
+    affines, source = make_affines("upright", (20, 30), (8, 6)), np.array([0, 1, 0, 1, 0, 1])
+    actual = warp(frames, affines, (8, 6), source=source, backend=backend)
+    copies = [frame.copy() for frame in frames]
+    np.testing.assert_array_equal(actual, warp(copies, affines, (8, 6), source=source,
+                                               backend=backend))  # fmt: skip
+
+
+@pytest.mark.parametrize("isa", [*instruction_sets(), "reference"])
+@pytest.mark.parametrize("kind", ["upright", "turned"])
+def test_a_window_of_no_frame_is_border(isa, kind):
+    """An index out of range, and rows of no height or no width whose address leads nowhere."""
+    frames = mixed_frames()
+    rows = np.r_[frame_rows(frames), [[8, 1, 0, 5], [8, 1, 5, 0], [8, 1, -3, -3]]]
+    source = np.array([4, 5, 6, -1, 7, 2**31 - 1, -(2**31), 0])
+    affines = make_affines(kind, (5, 5), (9, 8), count=8)
+    affines[7] = identity(2, 2)
+    out = np.full((8, 3, 9, 8), np.nan, np.float32)
+    if isa == "reference":
+        arguments = {"source": source, "border": 50.0, "mean": MEAN, "std": STD}
+        assert warp(FrameTable(rows), affines, (9, 8), out=out, backend=isa, **arguments) is out
+    else:
+        chosen = options((9, 8), border=50.0, mean=MEAN, std=STD)
+        cpp.warp(FrameTable(rows), affines, source, None, out, chosen, isa)
+    border = (50.0 - np.reshape(MEAN, (3, 1, 1))) / np.reshape(STD, (3, 1, 1))
+    np.testing.assert_allclose(out[:7], np.broadcast_to(border, (7, 3, 9, 8)), rtol=1e-5)
+    expected = warp(frames[0], identity(2, 2), (9, 8), border=50.0, mean=MEAN, std=STD)
+    np.testing.assert_allclose(out[7:], expected, rtol=0, atol=GREY / min(STD))
+
+
+def test_a_table_of_torch_memory_and_one_frame_needs_no_source():
+    frame = torch.from_numpy(make_frames(20, 30, count=1)[0])
+    table = FrameTable(torch.from_numpy(frame_rows([frame])))
+    out = torch.empty(1, 3, 5, 4, dtype=torch.bfloat16)
+    assert warp(table, torch.from_numpy(identity(2, 3)), (5, 4), out=out) is out
+    expected = warp(frame, torch.from_numpy(identity(2, 3)), (5, 4), dtype="bfloat16")
+    assert torch.equal(out, expected)
+
+
+def test_rows_of_frames():
+    picture = make_frames(50, 90, count=1)[0]
+    (row, turned), pixels = frame_rows([picture[7:40, 11:81], picture[::-1]]), picture.ctypes.data
+    assert row.tolist() == [pixels + 7 * 270 + 33, 270, 33, 70]
+    assert turned.tolist() == [pixels + 49 * 270, -270, 50, 90]
+    planes = torch.zeros(75, 40, dtype=torch.uint8)
+    assert frame_rows([planes], "nv12").tolist() == [[planes.data_ptr(), 40, 50, 40]]
+
+
+@pytest.mark.parametrize(
+    ("message", "frames", "layout"),
+    [
+        (r"frames\[1\] must be dense along a row", [make_frames(4, 4)[0]] * 2, "hwc"),
+        (r"frames\[0\] of layout 'nv12' must be .*, got \[4, 4, 3\]", make_frames(4, 4), "nv12"),
+        (r"frames\[0\] of layout 'hwc' must be .*, got \[6, 4\]", [np.zeros((6, 4), "u1")], "hwc"),
+        ('layout "chw" must be one array', [np.zeros((3, 4, 4), "f4")], "chw"),
+        ("frames must hold at least one frame", [], "hwc"),
+    ],
+)
+def test_frames_that_have_no_rows(message, frames, layout):
+    if "dense" in message:
+        frames = [frames[0], frames[1][:, ::-1]]
+    with pytest.raises(ValueError, match=message):
+        frame_rows(list(frames), layout)
+
+
 # --- feature maps ---------------------------------------------------------------------------
 
 
@@ -336,6 +475,14 @@ def test_a_tap_of_weight_zero_counts_for_nothing(backend):
     np.testing.assert_array_equal(out, maps)
 
 
+def test_maps_of_bfloat16():
+    maps = torch.randn(1, 4, 9, 11).bfloat16()
+    affines = torch.from_numpy(identity(0.5, 0.25))
+    actual = warp(maps, affines, (5, 6), layout="chw", dtype="bfloat16")
+    expected = warp(maps.float(), affines, (5, 6), layout="chw", backend="reference")
+    torch.testing.assert_close(actual, expected.bfloat16(), rtol=2**-7, atol=0)
+
+
 def test_strided_maps():
     maps = np.random.default_rng(2).normal(size=(2, 6, 20, 22)).astype(np.float32)
     affines, source = make_affines("turned", (10, 11), (5, 4)), np.ones(6, np.int64)
@@ -352,7 +499,7 @@ def test_gradient_of_the_reference():
     assert torch.autograd.gradcheck(lambda m: warp_reference(m, affines, source, chosen), maps)
 
 
-@pytest.mark.parametrize("case", ["plain", "nhwc", "normalised", "outside", "one"])
+@pytest.mark.parametrize("case", ["plain", "nhwc", "normalised", "outside", "one", "areas"])
 def test_gradient_of_the_kernel_is_the_references(case):
     """Truth: the reference's, which `gradcheck` holds to differences."""
     count = 1 if case == "one" else 3
@@ -363,15 +510,15 @@ def test_gradient_of_the_kernel_is_the_references(case):
         affines[1] = torch.nan
     choices = {
         "nhwc": {"out_layout": "nhwc"},
+        "areas": {"area": torch.tensor([1, 3, 2])},
         "normalised": {"std": (2.0, 3.0, 4.0), "mean": (1.0, 2.0, 3.0), "swap_rb": True},
     }.get(case, {})
     source = torch.arange(count) % 2
     grads = []
     for backend in (None, "reference"):
         leaf = maps.clone().requires_grad_()
-        out = warp(
-            leaf, affines, (4, 5), source=source, layout="chw", area=2, backend=backend, **choices
-        )
+        choices = {"area": 2, **choices}
+        out = warp(leaf, affines, (4, 5), source=source, layout="chw", backend=backend, **choices)
         weights = torch.linspace(-1, 2, out.numel()).reshape(out.shape)
         (out * weights).sum().backward()
         grads.append(leaf.grad)
@@ -397,13 +544,13 @@ BAD = {
     "frames of layout 'hwc' must be uint8, got float32": {"frames": np.zeros((4, 4, 3), "f4")},
     "frames of layout 'hwc' must be .*, got .4, 4, 4.": {"frames": np.zeros((4, 4, 4), np.uint8)},
     "frames of layout 'hwc' must be .*, got .0, 4, 3.": {"frames": np.zeros((0, 4, 3), np.uint8)},
-    "frames of layout 'chw' must be float32 or float16, got uint8": {"layout": "chw"},
+    "frames of layout 'chw' must be float32 or float16 or bfloat16, got uint8": {"layout": "chw"},
     "layout must be one of hwc, nv12, chw, got 'nhwc'": {"layout": "nhwc"},
     "matrix must be one of bt709, bt601, got 'bt2020'": {"matrix": "bt2020"},
     "affines must be .N, 2, 3., got .1, 3, 3.": {"affines": np.zeros((1, 3, 3), np.float32)},
     "affines must be float32 or float64, got int64": {"affines": np.zeros((1, 2, 3), np.int64)},
     "size must be .h, w., whole numbers from 1, got .0, 4.": {"size": (0, 4)},
-    "frames must be a numpy array or a torch tensor, got list": {"frames": [[[0, 0, 0]]]},
+    r"frames\[0\] must be a numpy array or a torch tensor, got list": {"frames": [[[0, 0, 0]]]},
     "affines must be a numpy array or a torch tensor, got list": {"affines": [[1, 0, 0]]},
     "affines must be on cpu, got meta": {"affines": torch.empty(1, 2, 3, device="meta")},
     "size must be .h, w., whole numbers from 1, got .4.5, 4.": {"size": (4.5, 4)},
@@ -426,6 +573,34 @@ BAD = {
     "out_layout must be nchw or nhwc, got 'chw'": {"out_layout": "chw"},
     "area must be a whole number from 1 to 16, got 0": {"area": 0},
     "area must be a whole number from 1 to 16, got 1.5": {"area": 1.5},
+    "area must be a numpy array or a torch tensor, got list": {"area": [1]},
+    "area must be a whole number or .1. integers, got .2. int64": {"area": np.ones(2, int)},
+    "area must be a whole number or .1. integers, got .1. float64": {"area": np.ones(1)},
+    "area must be a numpy array as affines is, got a tensor": {"area": torch.ones(1, dtype=int)},
+    "area must be from 1 to 16, got 0 to 0": {"area": np.zeros(1, int)},
+    "area must be from 1 to 16, got 17 to 17": {"area": np.full(1, 17)},
+    "frames must hold at least one frame, got none": {"frames": []},
+    r"frames\[1\] of layout 'hwc' must be .*, got \[4, 4\]": {
+        "frames": [make_frames(4, 4)[0], np.zeros((4, 4), np.uint8)]
+    },
+    r"frames\[1\] must be a numpy array as the first is, got a tensor": {
+        "frames": [make_frames(4, 4)[0], torch.zeros(4, 4, 3, dtype=torch.uint8)]
+    },
+    r"frames\[0\] of layout 'hwc' must be uint8, got float32": {
+        "frames": [np.zeros((4, 4, 3), np.float32)]
+    },
+    "the rows of frames must be .T, 4. int64, got .1, 4. int32": {
+        "frames": FrameTable(np.zeros((1, 4), np.int32))
+    },
+    "out must be given with a FrameTable": {"frames": FrameTable(np.zeros((1, 4), np.int64))},
+    "out must be on meta as frames, got cpu": {
+        "frames": FrameTable(torch.zeros((1, 4), dtype=torch.int64, device="meta")),
+        "out": np.empty((1, 3, 2, 2), np.float32),
+    },
+    'frames of layout "chw" must be one array .*, got a FrameTable': {
+        "frames": FrameTable(np.zeros((1, 4), np.int64)),
+        "layout": "chw",
+    },
     "dtype must be one of float32, float16, bfloat16, got 'int8'": {"dtype": "int8"},
     'dtype "bfloat16" needs frames that are a torch tensor, got numpy': {"dtype": "bfloat16"},
     "out must be a numpy array as frames is, got a tensor": {"out": torch.empty(1, 3, 2, 2)},
