@@ -5,8 +5,7 @@ A cascade's windows on feature maps are cut here too.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -121,12 +120,6 @@ def crop_affines(
         area=sample_counts(affines),
         out=out,
     )
-
-
-def runs(keys: npt.NDArray[np.int64]) -> Iterator[slice]:
-    """Cut [N] keys into stretches of equal neighbours; no keys, no stretch."""
-    edges = np.flatnonzero(np.diff(keys, prepend=np.nan, append=np.nan) != 0)
-    yield from (slice(int(a), int(b)) for a, b in itertools.pairwise(edges))
 
 
 def sample_counts(affines: Doubles) -> npt.NDArray[np.int64]:

@@ -6,7 +6,7 @@ Everything here also runs on the CPU, without graphs, so that it can be tested w
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -170,14 +170,13 @@ class _Step:
         spec, given, count = self._engine.manifest.spec, self._given.host, len(source)
         used, given["source"][:count] = np.unique(source, return_inverse=True)
         given["source"][count:] = NOBODY
-        given["frames"][: len(used)] = ops.frame_rows([frames[i] for i in used])
+        if count:
+            given["frames"][: len(used)] = ops.frame_rows([frames[i] for i in used])
         given["affines"][:count] = affines
         given["areas"][:count] = sample_counts(affines)
         given["areas"][count:] = 1
         if self._finds_joints:
-            given["cells"][:count] = cells_to_frame(
-                affines, spec.convention, spec.size, spec.cells
-            )
+            given["cells"][:count] = cells_to_frame(affines, spec.convention, spec.size, spec.cells)
 
     def _run(self) -> None:
         """What is captured: everything is enqueued, nothing waited for."""
@@ -198,9 +197,7 @@ class _Step:
             out=self._windows,
         )
         nhwc = self._engine.layout == "nhwc"
-        results = self._engine.enqueue(
-            self._windows.permute(0, 3, 1, 2) if nhwc else self._windows
-        )
+        results = self._engine.enqueue(self._windows.permute(0, 3, 1, 2) if nhwc else self._windows)
         if self._finds_joints:
             self._download(*find_peaks(results, given["cells"], spec))
         else:
@@ -299,7 +296,9 @@ def in_graphs(engine: Engine) -> Engine | FrameGraphs:
         EngineError: it cannot be captured.
     """
     place = getattr(engine, "device", None)
-    return FrameGraphs(engine) if place is not None and place.type == "cuda" else engine
+    if place is None or place.type != "cuda":
+        return engine
+    return FrameGraphs(cast(StreamEngine, engine))
 
 
 def capture(run: Callable[[], None], device: torch.device, pool: Any = None) -> Callable[[], None]:
@@ -331,9 +330,7 @@ def capture(run: Callable[[], None], device: torch.device, pool: Any = None) -> 
         graph = torch.cuda.CUDAGraph()
         try:
             # other threads may use the device meanwhile: their calls are not ours to forbid
-            with torch.cuda.graph(
-                graph, pool=pool, stream=side, capture_error_mode="thread_local"
-            ):
+            with torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode="thread_local"):
                 run()
         except RuntimeError as error:
             reason = str(error).partition("\n")[0]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from fastpose.crop import crop_people, person_affines, runs, view_boxes
+from fastpose.crop import crop_people, person_affines, view_boxes
 from fastpose.engines import Engine
 from fastpose.geometry import Doubles
 from fastpose.graph import FrameGraphs
@@ -83,9 +83,6 @@ def _windows(
         affines = person_affines(boxes, engine.manifest.spec.window)
         return engine.results(frames, owner, affines), affines
     batch = engine.buffer(len(boxes))
-    affines = np.empty((len(boxes), 2, 3))
-    for rows in runs(owner):
-        frame = frames[owner[rows.start]]
-        window = engine.manifest.spec.window
-        _, affines[rows] = crop_people(frame, boxes[rows], window, out=batch[rows])
+    window = engine.manifest.spec.window
+    _, affines = crop_people(frames, boxes, window, source=owner.astype(np.int32), out=batch)
     return engine.run(len(boxes)), affines

@@ -92,7 +92,11 @@ class TorchEngine(BufferedEngine):
 
 
 class TorchGraph:
-    """A module in place of an ONNX graph; see `engine.Graph`."""
+    """A module in place of an ONNX graph; see `engine.Graph`.
+
+    Attributes:
+        device, type: where it computes, and in which type.
+    """
 
     kind = "torch"
 
@@ -105,7 +109,7 @@ class TorchGraph:
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        self._name, self._device, self._type = name, device, dtype
+        self._name, self.device, self.type = name, device, dtype
         self._module: torch.nn.Module | None = module.to(
             device, dtype, memory_format=torch.channels_last
         )
@@ -126,17 +130,25 @@ class TorchGraph:
         check_feeds(self.inputs, feeds)
         return dict(zip(self.outputs, self._run(feeds[self._input]), strict=True))
 
+    def enqueue(self, given: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The outputs for an input of `type` on `device`, without waiting for them.
+
+        Raises:
+            EngineError: the graph is closed, or torch failed.
+        """
+        if self._module is None:
+            raise EngineError(f"{self._name}: the graph is closed")
+        return tuple(run_module(self._name, self._module, given))
+
     def close(self) -> None:
         """See `engine.Graph`."""
         self._module = None
 
     def _run(self, array: npt.NDArray[Any]) -> list[npt.NDArray[np.float32]]:
-        assert self._module is not None, "closed graphs do not come here"
         given = torch.from_numpy(np.ascontiguousarray(array)).to(
-            self._device, self._type, memory_format=torch.channels_last
+            self.device, self.type, memory_format=torch.channels_last
         )
-        results = run_module(self._name, self._module, given)
-        return [result.float().cpu().contiguous().numpy() for result in results]
+        return [result.float().cpu().contiguous().numpy() for result in self.enqueue(given)]
 
 
 def open_torch_halves(
