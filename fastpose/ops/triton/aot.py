@@ -17,6 +17,9 @@ from triton.compiler import ASTSource, CompiledKernel
 OPTIONS = {"enable_fp_fusion": True}
 """Launch options of every kernel: from Triton 3.10 products and sums are not fused unasked."""
 
+CAPABILITIES = (80, 90, 120)
+"""Compute capabilities that every kernel must compile for: A100, H100 and H200, RTX 50."""
+
 _INSTRUCTIONS = ("HGMMA", "HMMA", "UTMALDG", "LDGSTS", "LDG.E.128", "STG.E.128")
 _SPILLS = ("LDL", "STL")
 
@@ -33,6 +36,7 @@ class Instance:
         constants: values of the constexpr arguments, and None for pointers that are not given.
         warps, stages: launch options.
         aligned: names of the integer arguments that are divisible by 16.
+        capabilities: on which it is launched.
     """
 
     name: str
@@ -42,6 +46,7 @@ class Instance:
     warps: int
     stages: int
     aligned: tuple[str, ...] = ()
+    capabilities: tuple[int, ...] = CAPABILITIES
 
 
 @dataclass(frozen=True)
