@@ -22,6 +22,19 @@ F = np.float32
 FRAMES = [(300, 400), (400, 300), (128, 192), (9, 7), (1, 40), (1080, 1920), (50, 2000)]
 
 
+def pytest_generate_tests(metafunc):
+    if "tiny" not in metafunc.fixturenames:  # those open it as anybody does
+        metafunc.parametrize("way", ["host", "graphs"], indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def way(request, monkeypatch):
+    """How the halves run: "graphs" as on CUDA, though here on the CPU nothing is captured."""
+    if getattr(request, "param", "host") == "graphs":
+        pytest.importorskip("torch")
+        monkeypatch.setattr("fastpose.detect.fpn._is_on_cuda", lambda graph: True)
+
+
 class FakeGraph:
     """A graph that is a function."""
 
@@ -32,6 +45,24 @@ class FakeGraph:
     def __call__(self, feeds):
         self.runs.append({name: array.copy() for name, array in feeds.items()})
         return self.answer(feeds)
+
+    @property
+    def device(self):
+        import torch
+
+        return torch.device("cpu")
+
+    @property
+    def type(self):
+        import torch
+
+        return torch.float32
+
+    def enqueue(self, given):
+        import torch
+
+        name = "image" if given.shape[1] == 3 else "windows"
+        return tuple(torch.from_numpy(a) for a in self({name: given.numpy()}).values())
 
     def close(self):
         self.closed = True
@@ -81,11 +112,18 @@ def sigmoid(x):
     return 1 / (1 + np.exp(-np.asarray(x, np.float64)))
 
 
+def make_detector(proposer, head, spec=SPEC, score=0.1):
+    detector = TwoStageDetector(spec, proposer, head, score=score)
+    for graph in (proposer, head):
+        graph.runs.clear()  # what goes before a capture
+    return detector
+
+
 def detect(proposer, head, frame=(128, 192), spec=SPEC, score=0.1):
     image = np.zeros((*frame, 3), np.uint8)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        (found,) = TwoStageDetector(spec, proposer, head, score=score)([image])
+        (found,) = make_detector(proposer, head, spec, score)([image])
     return found
 
 
@@ -132,15 +170,14 @@ def test_the_frame_lies_in_the_input_where_boxes_are_taken_from(frame):
     spec = replace(SPEC, mean=(0.0,) * 3, std=(255.0,) * 3)
 
     def look(feeds):
-        seen = feeds["image"][0].mean(0)
+        seen = feeds["image"][0].mean(0) + 1e-9  # there is a mean of nothing, too
         rows, columns = seen.sum(1), seen.sum(0)
         at = [np.average(np.arange(len(v)) + 0.5, weights=v) for v in (columns, rows)]
         half = [v.sum() / v.max() / 2 for v in (columns, rows)]
         box = np.array([*np.subtract(at, half), *np.add(at, half)])
         return proposing([box], spec=spec).answer(feeds)
 
-    detector = TwoStageDetector(spec, FakeGraph(look), judging(certain), score=0.1)
-    (found,) = detector([image])
+    (found,) = make_detector(FakeGraph(look), judging(certain), spec)([image])
     scale = max(width / SPEC.size[1], height / SPEC.size[0])
     np.testing.assert_allclose(found.boxes, [truth], atol=0.1 * max(scale, 1))
 
@@ -149,7 +186,7 @@ def test_colours_go_in_as_the_spec_says():
     image = np.zeros((128, 192, 3), np.uint8)
     image[:] = (10, 100, 200)  # blue, green, red
     proposer = proposing([])
-    TwoStageDetector(SPEC, proposer, judging(certain), score=0.1)([image])
+    make_detector(proposer, judging(certain))([image])
     given = proposer.runs[0]["image"]
     assert given.shape == (1, 3, 128, 192)
     expected = (np.array([200, 100, 10]) - SPEC.mean) / SPEC.std
@@ -166,7 +203,7 @@ def test_nobody_is_an_ordinary_answer():
 
 
 def test_no_frames_give_no_answers_and_each_frame_has_its_own():
-    detector = TwoStageDetector(SPEC, proposing([(96, 20, 120, 90)]), judging(certain), score=0.1)
+    detector = make_detector(proposing([(96, 20, 120, 90)]), judging(certain))
     assert detector([]) == []
     frames = [np.zeros((128, 192, 3), np.uint8), np.zeros((256, 384, 3), np.uint8)]
     small, large = detector(frames)
@@ -303,7 +340,7 @@ def test_one_wild_row_does_not_touch_the_others():
 
 def test_close_frees_both_graphs():
     proposer, head = proposing([]), judging(certain)
-    detector = TwoStageDetector(SPEC, proposer, head, score=0.1)
+    detector = make_detector(proposer, head)
     assert [proposer.closed, head.closed] == [False, False]
     detector.close()
     assert [proposer.closed, head.closed] == [True, True]
@@ -507,9 +544,9 @@ def test_it_tells_what_it_runs_in(kind, tiny, released):
 
 
 def test_halves_that_differ_are_both_told():
-    halves = FakeGraph(None), FakeGraph(None)
+    halves = proposing([]), judging(certain)
     halves[0].kind, halves[0].precision, halves[1].precision = "openvino", "bf16", "f32"
-    found = runtime_of(TwoStageDetector(SPEC, *halves, score=0.1))
+    found = runtime_of(make_detector(*halves))
     assert found == {"engine": "openvino", "precision": "bf16/f32"}
 
 

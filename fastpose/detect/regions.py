@@ -14,8 +14,11 @@ from fastpose.models.spec import DetectorSpec
 from fastpose.ops.choose import Array
 from fastpose.types import Floats
 
+Indices = npt.NDArray[np.int64]
+
 OVERLAP = 0.7  # two proposals of a level that overlap by more are one
 SMALLEST = 2.0  # input pixels: the shortest side of a proposal
+REGION_AREA = 2  # bilinear samples a cell of a window of features, on each axis
 
 
 def select_proposals(
@@ -36,16 +39,41 @@ def select_proposals(
     Returns:
         [P, 4] in input pixels from its outer edge, by falling score, and [P] scores from 0 to 1.
     """
-    around, levels = anchors(spec, size)
+    _, levels = anchors(spec, size)
     sound = np.isfinite(logits) & np.isfinite(deltas).all(axis=1)
     ranks = np.where(sound, logits, -np.inf)
     kept = np.concatenate(
         [start + _highest(ranks[start:stop], spec.per_level) for start, stop in _stretches(levels)]
     )
     kept = kept[sound[kept]]
+    return choose_boxes(kept, logits[kept], deltas[kept], spec, size, limit)
+
+
+def choose_boxes(
+    kept: Indices,
+    logits: Floats,
+    deltas: Floats,
+    spec: DetectorSpec,
+    size: tuple[int, int],
+    limit: int,
+) -> tuple[Floats, Floats]:
+    """`select_proposals` for those who have the highest anchors of each level already.
+
+    Args:
+        kept: [K] which anchors, rising.
+        logits: [K] of these, finite.
+        deltas: [K, 4] of these, finite.
+        spec: as there.
+        size: as there.
+        limit: as there.
+
+    Returns:
+        As there.
+    """
+    around, levels = anchors(spec, size)
     with np.errstate(over="ignore", invalid="ignore"):  # such boxes are dropped
-        boxes = clip(decode(deltas[kept], around[kept]), size)
-        scores = 1 / (1 + np.exp(-logits[kept].astype(np.float64)))
+        boxes = clip(decode(deltas, around[kept]), size)
+        scores = 1 / (1 + np.exp(-logits.astype(np.float64)))
     sides = boxes[:, 2:] - boxes[:, :2]
     scores[~(np.isfinite(sides) & (sides >= SMALLEST)).all(axis=1)] = np.nan
     order, found = ops.suppress_boxes(
@@ -54,20 +82,22 @@ def select_proposals(
     return boxes[order[:limit]], found[:limit]
 
 
-def _highest(values: Floats, count: int) -> npt.NDArray[np.int64]:
-    """Indices of the `count` highest, in no order."""
+def _highest(values: Floats, count: int) -> Indices:
+    """Indices of the `count` highest, rising; of equal ones the first."""
     if len(values) <= count:
         return np.arange(len(values))
-    return np.argpartition(-values, count)[:count]
+    least = np.partition(values, -count)[-count]
+    above, level = np.flatnonzero(values > least), np.flatnonzero(values == least)
+    return np.sort(np.concatenate((above, level[: count - len(above)])))
 
 
-def _stretches(levels: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
+def _stretches(levels: Indices) -> list[tuple[int, int]]:
     edges = np.flatnonzero(np.diff(levels, prepend=-1, append=-1))
     return list(zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True))
 
 
 def pool_regions(
-    pyramid: Sequence[Array], boxes: Floats, source: npt.NDArray[np.int64], spec: DetectorSpec
+    pyramid: Sequence[Array], boxes: Floats, source: Indices, spec: DetectorSpec
 ) -> Array:
     """A window of features for every box: RoIAlign (He et al., Mask R-CNN, ICCV 2017).
 
@@ -82,20 +112,18 @@ def pool_regions(
     Returns:
         [R, C, pool, pool], numpy or torch as the pyramid, differentiable in it.
     """
-    size = (spec.pool, spec.pool)
     level = pooled_level(spec, boxes)
     parts = []
     for index, features in enumerate(pyramid):
         rows = np.flatnonzero(level == index)
-        affines = boxes_to_affines(boxes[rows] / spec.strides[index] - 0.5, size, aspect="stretch")
         parts.append(
             ops.warp(
                 features,
-                _like(features, affines.astype(np.float32)),
-                size,
+                _like(features, region_affines(boxes[rows], index, spec)),
+                (spec.pool, spec.pool),
                 source=_like(features, source[rows]),
                 layout="chw",
-                area=2,
+                area=REGION_AREA,
             )
         )
     place = np.argsort(np.argsort(level, kind="stable"), kind="stable")
@@ -104,6 +132,14 @@ def pool_regions(
     import torch
 
     return torch.cat(parts)[torch.from_numpy(place).to(parts[0].device)]
+
+
+def region_affines(boxes: Floats, level: int, spec: DetectorSpec) -> Floats:
+    """[R, 2, 3] window -> cell of the pyramid's level, for boxes [R, 4] in input pixels."""
+    # the input's edge is half a cell before the centre of the level's first cell
+    cells = boxes / spec.strides[level] - 0.5
+    affines = boxes_to_affines(cells, (spec.pool, spec.pool), aspect="stretch")
+    return affines.astype(np.float32)
 
 
 def _like(features: Array, values: npt.NDArray) -> Array:
