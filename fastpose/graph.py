@@ -5,6 +5,7 @@ Everything here also runs on the CPU, without graphs, so that it can be tested w
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -17,6 +18,7 @@ from fastpose.engines import Engine, Manifest
 from fastpose.errors import EngineError
 from fastpose.geometry import Doubles, cells_to_frame
 from fastpose.models.joints import as_joints, find_peaks, has_single_maps
+from fastpose.ops.choose import gpu_kernels
 from fastpose.types import Floats
 
 if TYPE_CHECKING:
@@ -292,11 +294,22 @@ class FrameMemory:
 def in_graphs(engine: Engine) -> Engine | FrameGraphs:
     """The engine itself, or in graphs where it enqueues work on CUDA.
 
+    Where kernels for CUDA are missing, a warning names them, and windows and joints stay on the
+    host.
+
     Raises:
         EngineError: it cannot be captured.
     """
     place = getattr(engine, "device", None)
     if place is None or place.type != "cuda":
+        return engine
+    missing = [names for names, there in gpu_kernels().items() if not there]
+    if missing:
+        warnings.warn(
+            f"the kernels for {' and '.join(missing)} on CUDA are not installed (the first need "
+            "nvcc when fastpose is installed, the others Triton): only the network runs there",
+            stacklevel=3,
+        )
         return engine
     return FrameGraphs(cast(StreamEngine, engine))
 

@@ -423,6 +423,20 @@ def test_a_trained_model_without_measured_accuracy_is_listed(capsys, monkeypatch
     assert row.endswith(" MB (default)")
 
 
+def test_doctor_names_kernels_that_are_missing_on_cuda(capsys, monkeypatch):
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a card")
+    found = {"warp": True, "decode, render, propagate": False}
+    monkeypatch.setattr("fastpose.ops.choose.gpu_kernels", lambda: found)
+    main(["doctor"])
+    text = "device a card, kernels missing for decode, render, propagate: that part runs on the CPU"
+    assert text in capsys.readouterr().out
+    found["decode, render, propagate"] = True
+    main(["doctor"])
+    assert "device a card, kernels all" in capsys.readouterr().out
+
+
 def test_doctor_says_why_cuda_is_not_there(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     main(["doctor", "--json"])

@@ -185,6 +185,15 @@ def test_only_what_runs_on_cuda_is_put_in_graphs():
     assert in_graphs(host) is host
 
 
+@pytest.mark.parametrize("missing", ["warp", "decode, render, propagate"])
+def test_without_kernels_only_the_network_runs_on_cuda(monkeypatch, missing):
+    found = {"warp": True, "decode, render, propagate": True, missing: False}
+    monkeypatch.setattr("fastpose.graph.gpu_kernels", lambda: found)
+    engine = SimpleNamespace(device=torch.device("cuda"))
+    with pytest.warns(UserWarning, match=f"kernels for {missing} on CUDA are not installed"):
+        assert in_graphs(engine) is engine
+
+
 # Memory
 
 

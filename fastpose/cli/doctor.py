@@ -16,7 +16,7 @@ PACKAGES = (
     ("openvino", "", "engine, the default on CPUs"),
     ("onnxruntime", "onnxruntime", "engine"),
     ("torch", "torch", "engine, training, building engines"),
-    ("triton", "torch", "not used in this release"),
+    ("triton", "torch", "kernels on CUDA: decode, render, propagate"),
     ("onnx", "torch", "building engines"),
     ("tensorrt", "tensorrt", "not used in this release"),
     ("av", "video", "H.264 video, time stamps"),
@@ -93,13 +93,17 @@ def _openvino() -> dict[str, Any]:
 
 
 def _cuda() -> dict[str, Any]:
+    from fastpose.ops.choose import gpu_kernels
+
     try:
         torch = import_module("torch")
     except ModuleNotFoundError:
         return {"works": False, "why": "not looked for: torch is not installed"}
     if not torch.cuda.is_available():
         return {"works": False, "why": "torch finds no CUDA device"}
-    return {"works": True, "device": torch.cuda.get_device_name()}
+    missing = [ops for ops, there in gpu_kernels().items() if not there]
+    state = f"missing for {', '.join(missing)}: that part runs on the CPU" if missing else "all"
+    return {"works": True, "device": torch.cuda.get_device_name(), "kernels": state}
 
 
 def _default_model() -> dict[str, Any]:

@@ -134,6 +134,11 @@ def _has(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
 
+def gpu_kernels() -> dict[str, bool]:
+    """Which kernels for CUDA are installed, by the ops that they are for."""
+    return {"warp": _has("fastpose._C_cuda"), "decode, render, propagate": _has("triton")}
+
+
 def cpu_kernels() -> tuple[str, int]:
     """The instruction set that the C++ kernels chose, and the threads of their pool.
 
