@@ -333,7 +333,7 @@ def capture(run: Callable[[], None], device: torch.device, pool: Any = None) -> 
     if device.type != "cuda":
         run()
         return run
-    with torch.cuda.device(device), torch.inference_mode():
+    with torch.cuda.device(device), torch.no_grad():
         side = torch.cuda.Stream(device)
         side.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side):
