@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 STYLES = ("exact", "msra", "udp", "caffe", "megvii", "hourglass")
 PEOPLE = ("max", "sum-clamped")
 
-_CAFFE_CUT = 4.6052  # ln 100, with the digits of the released code: values under 1 % are dropped
+CAFFE_CUT = 4.6052  # ln 100, with the digits of the released code: values under 1 % are dropped
 
 
 def render(
@@ -60,16 +60,19 @@ def render(
             clamped to 0..1 times `peak_value`, so COCO's flags 1 and 2 both draw it in full.
         size: (h, w) of the maps in cells.
         sigma: standard deviation in cells, or one for each joint, [K]. "megvii" and "hourglass"
-            take the nearest kernel they have.
+            take the nearest kernel they have. Values on a CUDA device are not read back (except by
+            the reference of "megvii"): one that is not positive and finite draws nothing.
         style: as above.
         people: how the people of one map join: "max", or "sum-clamped", the sum cut at the peak.
         background: add a last channel, `peak_value` minus the highest joint, at least 0.
-        peak_value: height of a Gaussian in its centre.
+        peak_value: height of a Gaussian in its centre, above 0.
         out: floating tensor of the result's shape, written in place and returned.
-        backend: "reference"; None means the fastest there is.
+        backend: "triton" or "reference"; None means the fastest there is. Triton carries no
+            gradient and needs the sigmas of "megvii" on the host: None takes the reference then.
 
     Returns:
-        [N, K (+ 1), h, w], float32 on the device of `points` (or `out`).
+        [N, K (+ 1), h, w], float32 on the device of `points` (or `out`). Differentiable in
+        `points`, `visible` and `sigma`.
 
     Raises:
         ValueError: an argument is not as above.
@@ -77,9 +80,17 @@ def render(
     """
     _check(points, visible, size, style, people)
     _check_sigma(sigma, points.shape[-2])
+    _check_peak(peak_value)
     _check_out(out, points, size, background)
-    choose(backend, points, kernels=())
-    maps = render_reference(
+    obstacle = _triton_obstacle(points, visible, sigma, style)
+    if obstacle and backend == "triton":
+        raise ValueError(f"backend must not be 'triton' {obstacle}")
+    match choose(backend, points, kernels=() if obstacle else ("triton",)):
+        case "triton":
+            from fastpose.ops.triton.render import render as run
+        case _:
+            run = render_reference
+    return run(
         points,
         visible,
         size,
@@ -88,8 +99,8 @@ def render(
         people=people,
         background=background,
         peak_value=peak_value,
+        out=out,
     )
-    return maps if out is None else out.copy_(maps)
 
 
 def render_reference(
@@ -102,6 +113,7 @@ def render_reference(
     people: str,
     background: bool,
     peak_value: float,
+    out: Tensor | None,
 ) -> Tensor:
     """`render` in plain torch: every style is a product of a row and a column profile."""
     import torch
@@ -111,9 +123,12 @@ def render_reference(
     points = points.to(torch.float32)
     drawn = torch.isfinite(points).all(dim=-1)
     points = torch.where(drawn[..., None], points, 0.0)
-    height = torch.nan_to_num(visible.to(torch.float32)).clamp(0.0, 1.0) * drawn * peak_value
     spread = torch.as_tensor(sigma, dtype=torch.float32, device=points.device)
     spread = spread.expand(points.shape[-2])
+    sound = torch.isfinite(spread) & (spread > 0)
+    spread = torch.where(sound, spread, 1.0)
+    weight = torch.nan_to_num(visible.to(torch.float32)).clamp(0.0, 1.0)
+    height = weight * (drawn & sound) * peak_value
 
     h, w = size
     columns = _profile(points[..., 0], w, spread, style)  # [N, P, K, w]
@@ -132,7 +147,7 @@ def render_reference(
     if background:
         rest = (peak_value - maps.amax(dim=1, keepdim=True)).clamp(min=0.0)
         maps = torch.cat((maps, rest), dim=1)
-    return maps
+    return maps if out is None else out.copy_(maps)
 
 
 def _profile(centre: Tensor, cells: int, sigma: Tensor, style: str) -> Tensor:
@@ -142,7 +157,7 @@ def _profile(centre: Tensor, cells: int, sigma: Tensor, style: str) -> Tensor:
     grid = torch.arange(cells, dtype=torch.float32, device=centre.device)
     nearest = torch.floor(centre + 0.5)
     if style == "megvii":
-        return _megvii_profile(nearest, cells, sigma)
+        return megvii_profile(nearest, cells, sigma)
     window = torch.floor(3.0 * sigma)
     if style == "hourglass":
         sigma = 0.25 * (2.0 * window + 1.0)
@@ -165,11 +180,11 @@ def _caffe_support(points: Tensor, size: tuple[int, int], sigma: Tensor) -> Tens
     dx = torch.arange(w, device=points.device) - points[..., 0, None]
     dy = torch.arange(h, device=points.device) - points[..., 1, None]
     square = dy[..., :, None] ** 2 + dx[..., None, :] ** 2
-    return square / (2.0 * sigma[:, None, None] ** 2) <= _CAFFE_CUT
+    return square / (2.0 * sigma[:, None, None] ** 2) <= CAFFE_CUT
 
 
-def _megvii_profile(nearest: Tensor, cells: int, sigma: Tensor) -> Tensor:
-    """A blurred delta per axis: nearest [N, P, K] -> [N, P, K, cells], highest value 1.
+def megvii_profile(nearest: Tensor, cells: int, sigma: Tensor) -> Tensor:
+    """A blurred delta per axis: nearest [..., K], sigma [K] -> [..., K, cells], highest value 1.
 
     A border mirrored without repeating the edge adds two deltas, at -c and 2 (cells - 1) - c.
     """
@@ -238,6 +253,25 @@ def _check(points: Tensor, visible: Tensor, size: tuple[int, int], style: str, p
         raise ValueError(f"people must be one of {', '.join(PEOPLE)}, got {people!r}")
 
 
+def _triton_obstacle(
+    points: Tensor, visible: Tensor, sigma: float | Tensor, style: str
+) -> str | None:
+    """Why these arguments are for the reference alone, or None."""
+    import torch
+
+    tensors = [value for value in (points, visible, sigma) if isinstance(value, torch.Tensor)]
+    if torch.is_grad_enabled() and any(value.requires_grad for value in tensors):
+        return "for arguments that require a gradient, which only the reference carries"
+    if style == "megvii" and isinstance(sigma, torch.Tensor) and sigma.is_cuda:
+        return "for megvii with sigma on a CUDA device: its tables need the values on the host"
+    return None
+
+
+def _check_peak(peak_value: float) -> None:
+    if not (math.isfinite(peak_value) and peak_value > 0):
+        raise ValueError(f"peak_value must be positive and finite, got {peak_value}")
+
+
 def _check_sigma(sigma: float | Tensor, joints: int) -> None:
     import torch
 
@@ -248,7 +282,8 @@ def _check_sigma(sigma: float | Tensor, joints: int) -> None:
     values = torch.as_tensor(sigma)
     if values.ndim > 1 or (values.ndim == 1 and len(values) != joints):
         raise ValueError(f"sigma must be a number or [{joints}], got {list(values.shape)}")
-    if not bool((torch.isfinite(values) & (values > 0)).all()):
+    # Reading a value back from the GPU would wait for it, and no graph capture allows that.
+    if not values.is_cuda and not bool((torch.isfinite(values) & (values > 0)).all()):
         raise ValueError(f"sigma must be positive and finite, got {values.tolist()}")
 
 

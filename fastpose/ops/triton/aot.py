@@ -20,7 +20,7 @@ OPTIONS = {"enable_fp_fusion": True}
 CAPABILITIES = (80, 90, 120)
 """Compute capabilities that every kernel must compile for: A100, H100 and H200, RTX 50."""
 
-_INSTRUCTIONS = ("HGMMA", "HMMA", "UTMALDG", "LDGSTS", "LDG.E.128", "STG.E.128")
+_INSTRUCTIONS = ("HGMMA", "HMMA", "UTMALDG", "LDGSTS", "LDG.E.128", "STG.E.128", "STG.E.64")
 _SPILLS = ("LDL", "STL")
 
 
@@ -60,7 +60,7 @@ class Resources:
         shared: bytes of shared memory of a program.
         instructions: which of the instructions worth knowing occur: matrix products (HGMMA of a
             warp group, HMMA of a warp), copies into shared memory (UTMALDG, LDGSTS), 16-byte loads
-            and stores (LDG.E.128, STG.E.128).
+            and stores (LDG.E.128, STG.E.128), 8-byte stores (STG.E.64).
     """
 
     registers: int
