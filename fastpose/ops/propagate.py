@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 DIRECTIONS = ("up", "down", "both")
 ACTIVATE = ("after", "before")
+LARGEST_SIDE = 15  # of the kernels that "triton" takes: two bits for each tap make a word
 
 
 class Edge(NamedTuple):
@@ -59,10 +60,15 @@ def propagate(
             first for "up".
         activate: "after" as above, as the authors' code does; "before": f is applied to A_k, too,
             as the paper's formula does.
-        backend: "reference"; None means the fastest there is.
+        backend: "triton" or "reference"; None means the fastest for the device. "triton" has
+            kernels for float16, bfloat16 and float32 (multiplied as torch's convolutions are, in
+            TF32 unless that is switched off) and for sides up to 15. It reads channels-last
+            features and kernels where they lie and copies others in every call: a module on CUDA
+            should be `.to(memory_format=torch.channels_last)`. Its gradient is the reference's.
 
     Returns:
-        The refined maps, in shape, type and device like `features`.
+        The refined maps, in shape, type and device like `features`; in memory channels-last from
+        "triton".
 
     Raises:
         ValueError: an argument is not as above, or `parents` is no tree; the text names the node.
@@ -71,10 +77,13 @@ def propagate(
     _check_options(direction, activate)
     depths = tree_depths(parents)
     _check(features, kernels, biases, len(depths), direction)
-    choose(backend, features, kernels=())
-    return propagate_reference(
-        features, kernels, biases, parents, direction=direction, activate=activate
-    )
+    unfit = _unfit(features, kernels)
+    if unfit and backend == "triton":
+        raise BackendError(f"backend 'triton' cannot run on {unfit}; usable: reference")
+    run = propagate_reference
+    if choose(backend, features, kernels=() if unfit else ("triton",)) == "triton":
+        from fastpose.ops.triton.propagate import propagate as run
+    return run(features, kernels, biases, parents, direction=direction, activate=activate)
 
 
 def propagate_reference(
@@ -176,6 +185,22 @@ def tree_depths(parents: Sequence[int]) -> list[int]:
     for node in root_first(parents):
         depths[node] = depths[parents[node]] + 1 if parents[node] >= 0 else 0
     return depths
+
+
+def _unfit(features: Tensor, kernels: Sequence[Tensor]) -> str:
+    """What keeps "triton" from running, in words; nothing where it can."""
+    import torch
+
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    if traced or type(features) not in (torch.Tensor, torch.nn.Parameter):
+        return "tensors that are traced"  # the graph shall hold ordinary convolutions
+    device, kind = features.device.type, features.dtype
+    if torch.is_autocast_enabled(device) and kind != torch.float64:
+        kind = torch.get_autocast_dtype(device)
+    if kind not in (torch.float16, torch.bfloat16, torch.float32):
+        return str(kind)
+    side = max(kernel.shape[-1] for kernel in kernels)
+    return f"kernels of side {side}" if side > LARGEST_SIDE else ""
 
 
 def _check_options(direction: str, activate: str) -> None:
