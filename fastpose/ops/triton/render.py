@@ -39,14 +39,15 @@ def _profile(centre, grid, cells, sigma, table, STYLE: tl.constexpr):
     if STYLE == "hourglass":
         width = 0.25 * (2.0 * window + 1.0)
     distance = (grid - middle) * (1.0 / width * _ROOT)
-    profile = tl.exp2(-distance * distance)
-    if STYLE == "exact":
-        reach = 3.0 * sigma
-        near = (centre >= -reach - 1.0) & (centre < cells + reach)
-        profile = tl.where(near, profile, 0.0)
-    elif STYLE != "caffe":  # its support is round: `_draw` cuts it
-        profile = tl.where(tl.abs(grid - nearest) <= window, profile, 0.0)
-    return profile
+    profile = tl.exp2(-(distance * distance))
+    if STYLE == "exact" or STYLE == "caffe":  # `_draw` knows where they end
+        return profile
+    return tl.where(tl.abs(grid - nearest) <= window, profile, 0.0)
+
+
+@triton.jit
+def _is_near(centre, cells, reach):
+    return (centre >= -reach - 1.0) & (centre < cells + reach)
 
 
 @triton.jit
@@ -73,6 +74,8 @@ def _draw(
         drawn = sound & (tl.abs(x) < _INFINITY) & (tl.abs(y) < _INFINITY)
         x, y = tl.where(drawn, x, 0.0), tl.where(drawn, y, 0.0)
         drawn &= weight > 0.0  # which NaN is not
+        if STYLE == "exact":
+            drawn &= _is_near(x, width, 3.0 * spread) & _is_near(y, height, 3.0 * spread)
         column = _profile(x, xs, width, spread, across, STYLE)
         row = _profile(y, ys, height, spread, down, STYLE)
         row *= tl.where(drawn, tl.minimum(weight, 1.0) * peak, 0.0)
@@ -81,8 +84,13 @@ def _draw(
             dx, dy = xs - x, ys - y
             near = (dy * dy)[:, None] + (dx * dx)[None, :] <= spread * spread * _CUT
             one = tl.where(near, one, 0.0)
-        tile = tile + one if SUM else tl.maximum(tile, one)
-    return tl.minimum(tile, peak) if SUM else tile
+        if SLOTS == 1:
+            tile = one
+        elif SUM:
+            tile = tl.minimum(tile + one, peak)  # what is cut once stays cut: none is below 0
+        else:
+            tile = tl.maximum(tile, one)
+    return tile
 
 
 @triton.jit(do_not_specialize=["height", "groups"])
