@@ -1,35 +1,91 @@
 #!/usr/bin/env bash
-# Everything that needs a CUDA machine: build the kernels for its GPU, run every test marked `gpu`,
-# check and time. Needs torch with CUDA, nvcc, pytest, pybind11, numpy and OpenCV; no network.
+# Everything that needs a CUDA machine, in under nine minutes: build the kernels for its GPU, run
+# every test marked `gpu`, look for bad accesses and races, measure the device, then check and time
+# every kernel and the step of a whole frame. Needs torch with CUDA, triton, nvcc, pytest, pybind11,
+# numpy and OpenCV; no network.
 #
-#   bash benchmarks/gpu.sh --out DIR     writes DIR/gpu.json and the test report DIR/gpu-tests.xml
-#   bash benchmarks/gpu.sh --dry-run     without a GPU, as far as it goes: builds, collects, imports
-set -euo pipefail
+#   bash benchmarks/gpu.sh --out DIR     writes DIR/gpu.json, DIR/gpu-tests.xml and DIR/gpu.log
+#   bash benchmarks/gpu.sh --dry-run     without a GPU, as far as it goes: builds, collects the
+#                                        tests, and runs every program on small cases on the CPU
+#
+# A stage that fails or runs out of time costs the others nothing: each has its share of the time
+# and what those before it left, and writes its results at once. The status is 1 if one failed.
+set -uo pipefail
 cd "$(dirname "$0")/.."
 
 out="" dry=""
 while [ $# -gt 0 ]; do
   case $1 in
-    --out) out=$2; shift 2 ;;
-    --dry-run) dry=1; shift ;;
-    *) echo "usage: benchmarks/gpu.sh --out DIR | --dry-run" >&2; exit 2 ;;
+    --out) out=${2:-}; shift; [ $# -eq 0 ] || shift ;;
+    --dry-run) dry=--dry-run; shift ;;
+    *) echo "usage: benchmarks/gpu.sh --out DIR | --dry-run [--out DIR]" >&2; exit 2 ;;
   esac
 done
-[ -n "$dry" ] || [ -n "$out" ] || { echo "benchmarks/gpu.sh: --out DIR is missing" >&2; exit 2; }
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+[ -n "$dry" ] && [ -z "$out" ] && out=$scratch
+[ -n "$out" ] || { echo "benchmarks/gpu.sh: --out DIR is missing" >&2; exit 2; }
+mkdir -p "$out"
+out=$(cd "$out" && pwd)
+json=$out/gpu.json log=$out/gpu.log
+rm -f "$json" "$out/gpu-tests.xml"
+: > "$log"
 
 python=${PYTHON:-python3}
-export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
-FASTPOSE_CUDA=1 "$python" setup.py -q build_ext --inplace
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
+# What is compiled here is kept for the run alone, wherever the home folder is.
+[ -w "${HOME:-/nonexistent}" ] || export HOME=$scratch
+export TRITON_CACHE_DIR=$scratch/triton CUDA_CACHE_PATH=$scratch/cuda
+# The plugins of pytest that a machine happens to have are none of ours, but for one.
+export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1
+workers=()
+"$python" -c "import xdist" 2> "$scratch/xdist" && workers=(-p xdist -n 6 --dist loadfile)
 
-if [ -n "$dry" ]; then
-  "$python" -m pytest tests -m gpu --collect-only -q
-  "$python" benchmarks/ops/bench_warp_cuda.py --dry-run
-  exit 0
-fi
+failed=0 end=0
+patience=1
+[ -z "$dry" ] || patience=6 # a dry run's machine is a slow one, and nobody waits for it
 
-mkdir -p "$out"
-failed=0
-"$python" -m pytest tests -m gpu -q --junitxml="$out/gpu-tests.xml" || failed=$?
-[ "$failed" != 5 ] || { echo "benchmarks/gpu.sh: no test marked gpu was found" >&2; exit 1; }
-"$python" benchmarks/ops/bench_warp_cuda.py --out "$out/gpu.json"
+say() { printf '[%3d s] %s\n' "$SECONDS" "$*" | tee -a "$log"; }
+
+# stage NAME SECONDS COMMAND...
+stage() {
+  local name=$1 share=$2 begin=$SECONDS status command
+  shift 2
+  command=${*//"$out"/DIR}
+  command=${command//"$python"/python}
+  end=$((end + share * patience))
+  say "$name, until $end s: $command"
+  # SIGINT first: pytest then still writes its report
+  timeout -s INT -k 8 $((end > begin ? end - begin : 1)) "$@" 2>&1 | tee -a "$log" "$scratch/$name.log"
+  status=${PIPESTATUS[0]}
+  "$python" benchmarks/gpu/report.py "$json" stage "$name" "$status" $((SECONDS - begin)) "$command"
+  [ "$status" = 0 ] || say "$name: status $status"
+  [ "$status" = 0 ] || [ "$status" = 3 ] || failed=1
+  return "$status"
+}
+
+program() { stage "$1" "$2" "$python" "benchmarks/gpu/$1.py" $dry --out "$json"; }
+
+build=(env FASTPOSE_CUDA=1 "$python" setup.py build_ext --inplace)
+tests=("$python" -m pytest tests -m gpu -q -ra "${workers[@]}" --junitxml="$out/gpu-tests.xml")
+[ -z "$dry" ] || tests=("$python" -m pytest tests -m gpu -q --collect-only)
+
+# Without the CUDA part there are still the Triton kernels to look at.
+stage build 80 "${build[@]}" ||
+  stage build-cpu 25 env FASTPOSE_CUDA=0 "$python" setup.py build_ext --inplace
+"$python" benchmarks/gpu/report.py "$json" build "$scratch/build.log" | tee -a "$log"
+
+stage tests 115 "${tests[@]}"
+[ -n "$dry" ] || "$python" benchmarks/gpu/report.py "$json" tests "$out/gpu-tests.xml"
+
+program sanitize 78
+program ceilings 12
+program warp 35
+program decode 45
+program render 25
+program propagate 45
+program step 50
+
+say "done, in $out"
+"$python" benchmarks/gpu/report.py "$json" table | tee -a "$log"
 exit "$failed"

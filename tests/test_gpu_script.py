@@ -1,6 +1,8 @@
-"""A machine with a GPU may have little else: what is marked `gpu` must be found there, too."""
+"""A machine with a GPU may have little else, and no time for a slip: what runs there, run here."""
 
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,25 +12,79 @@ import pytest
 pytest.importorskip("torch")
 
 ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "benchmarks" / "gpu.sh"
 ABSENT = (
     "openvino", "onnx", "onnxruntime", "onnxscript", "safetensors", "scipy", "sklearn", "pyarrow",
     "av", "faster_coco_eval", "xdist",
 )  # fmt: skip
+SECONDS = 540  # for all stages
 
 
-def test_gpu_tests_are_found_with_torch_pytest_and_opencv_alone():
-    code = (
-        "import sys, pytest\n"
-        f"sys.modules.update(dict.fromkeys({ABSENT!r}))\n"
-        "sys.exit(pytest.main(['tests', '-m', 'gpu', '--collect-only', '-q', '-p', 'no:xdist']))"
-    )
+def without_what_may_be_absent(code: str, *arguments: str) -> str:
+    """The output of a new Python that can import what every such machine has, and no more."""
+    absent = f"import sys\nsys.modules.update(dict.fromkeys({ABSENT!r}))\n"
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", absent + code, *arguments],
         cwd=ROOT,
-        env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+def test_gpu_tests_are_found_with_torch_pytest_and_opencv_alone():
+    found = without_what_may_be_absent(
+        "import pytest\n"
+        "sys.exit(pytest.main(['tests', '-m', 'gpu', '--collect-only', '-q', '-p', 'no:xdist']))"
+    )
     for file in ("models/test_models.py", "ops/test_warp.py", "test_detector_cuda.py"):
-        assert f"tests/{file}: " in done.stdout
+        assert f"tests/{file}: " in found
+
+
+@pytest.fixture(scope="module")
+def document(tmp_path_factory):
+    """What the script's programs write in a dry run, all in one process."""
+    pytest.importorskip("triton")
+    path = tmp_path_factory.mktemp("gpu") / "gpu.json"
+    programs = re.findall(r"^program (\w+)", SCRIPT.read_text(), re.MULTILINE)
+    code = (
+        "sys.path.insert(0, 'benchmarks/gpu')\n"
+        "import importlib\n"
+        "for name in sys.argv[2:]:\n"
+        "    importlib.import_module(name).main(['--dry-run', '--out', sys.argv[1]])\n"
+    )
+    without_what_may_be_absent(code, str(path), *programs)
+    return json.loads(path.read_text())
+
+
+def test_a_dry_run_checks_every_kernel_and_writes_rows_that_say_how(document):
+    assert {row["op"] for row in document["rows"]} >= {
+        "warp", "decode", "render", "propagate", "step"
+    }  # fmt: skip
+    for row in document["rows"]:
+        assert row["status"] == "ok", row
+        assert row["difference"] >= 0
+        assert row["command"].startswith("python benchmarks/gpu/")
+        for key in ("case", "device", "torch", "triton", "driver", "date", "seed", "limits", "met"):
+            assert key in row
+
+
+def test_a_dry_run_gives_no_figure(document):
+    assert document["ceilings"] is None
+    kept = {"difference", "bytes", "flops", "seed", "sets", "launches"}  # of the work, not of time
+    kept |= {"people", "windows", "batch", "nodes", "cells", "background", "flip", "bit_equal"}
+    for row in document["rows"]:
+        assert row["device"].startswith("none")
+        figures = {key for key, value in row.items() if isinstance(value, int | float)}
+        assert figures <= kept
+        for peer in row.get("peers", {}).values():
+            assert peer == {"us": None, "ratio": None}
+        assert set(row["met"].values()) <= {None}
+
+
+def test_the_stages_fit_the_time():
+    shares = re.findall(r"^ *(?:stage|program) [\w-]+ (\d+)", SCRIPT.read_text(), re.MULTILINE)
+    assert len(shares) >= 9
+    assert sum(map(int, shares)) <= SECONDS

@@ -1,0 +1,237 @@
+"""compute-sanitizer over a small run of every kernel: accesses out of bounds, races in a block.
+
+    python benchmarks/gpu/sanitize.py --out FILE.json     memcheck and racecheck of every part
+    python benchmarks/gpu/sanitize.py --part PART         that part's calls alone, to be watched
+    python benchmarks/gpu/sanitize.py --dry-run           all calls, on the CPU, by nobody watched
+
+Memory is allocated without torch's cache, so that what lies behind a tensor belongs to nobody. A
+part that reads where it must not proves that the tool works here at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from report import ABSENT, MESSAGE, Report
+
+from fastpose import ops
+from fastpose.ops.decode import METHODS
+from fastpose.ops.render import PEOPLE, STYLES
+
+TOOLS = {
+    "memcheck": r"ERROR SUMMARY: (\d+) error",
+    "racecheck": r"RACECHECK SUMMARY: \d+ hazards? displayed \((\d+) error",
+}
+PLACES = ("/usr/local/cuda/bin", "/usr/local/cuda/compute-sanitizer")
+AT_ONCE = 4
+SECONDS = 75  # for everything
+PLANTED = "planted"
+
+
+def run_warp(device: torch.device) -> None:
+    """Every layout and type, one area and several, windows over the edge, one frame and a table."""
+    dry = device.type == "cpu"
+    backend = "cpp" if dry else "cuda"
+    frames = torch.randint(0, 256, (2, 22, 37, 3), dtype=torch.uint8, device=device)
+    video = torch.randint(0, 256, (2, 33, 38), dtype=torch.uint8, device=device)
+    affines = torch.tensor(
+        [[[1.3, 0.2, -4.0], [-0.1, 1.7, 3.0]], [[3.1, 0.0, 1.0], [0.0, 2.9, -2.0]]], device=device
+    )
+    affines = torch.cat((affines, torch.full((1, 2, 3), torch.nan, device=device)))
+    source = torch.tensor([1, 0, 1], dtype=torch.int32, device=device)
+    areas = torch.tensor([1, 3, 2], dtype=torch.int32, device=device)
+    size = (13, 11)
+    for dtype in ("float32", "float16") if dry else ("float32", "float16", "bfloat16"):
+        for out_layout in ("nchw", "nhwc"):
+            common = {"source": source, "out_layout": out_layout, "dtype": dtype}
+            for area in (1, areas):
+                options = {"area": area, "mean": (9, 8, 7), "std": (3, 2, 4), "backend": backend}
+                out = ops.warp(frames, affines, size, swap_rb=True, **options, **common)
+                table = ops.FrameTable(torch.from_numpy(ops.frame_rows(list(frames))).to(device))
+                ops.warp(table, affines, size, out=out, **options, **common)
+                if not dry:
+                    ops.warp(video, affines, size, layout="nv12", **options, **common)
+            for kind in (torch.float32, torch.float16):
+                maps = torch.randn(2, 5, 9, 14, device=device).to(kind)
+                ops.warp(maps, affines / 3, (7, 7), layout="chw", area=2, **common, backend=backend)
+
+
+def run_decode(device: torch.device) -> None:
+    """Every method, type and layout, both maps of a flip, several stages and peaks."""
+    dry = device.type == "cpu"
+    types = (torch.float16,) if dry else (torch.float32, torch.float16, torch.bfloat16)
+    shapes = ((1, 2, 9, 7),) if dry else ((1, 2, 9, 7), (2, 3, 16, 16))
+    for shape in shapes:
+        affines = torch.randn(shape[0], 2, 3, device=device)
+        for dtype in types:
+            maps = torch.rand(*shape, device=device).to(dtype)
+            last = maps.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+            for method in METHODS:
+                sigma = 1.4 if method == "cpn" else 2.0
+                for given in (maps, last):
+                    ops.decode(given, method=method, sigma=sigma, affines=affines, backend="triton")
+            pair = {"flipped": maps.flip(-1), "flip_pairs": [(0, 1)], "flip_shift": 1}
+            ops.decode(maps, **pair, backend="triton")
+    stages = torch.rand(2, 1, 2, 9, 7, device=device)
+    for join in ("last", "sum", "mean"):
+        ops.decode(stages, stages=join, peaks=3, backend="triton")
+
+
+def run_render(device: torch.device) -> None:
+    """Every style and both ways to join people, joints over the edge, with the background's map."""
+    points = 24 * torch.rand(2, 3, 4, 2, device=device) - 4
+    visible = torch.ones(2, 3, 4, device=device)
+    for style in STYLES:
+        for people in PEOPLE:
+            for size in ((17, 13),) if device.type == "cpu" else ((16, 16), (17, 13)):
+                options = {"sigma": 1.4, "style": style, "people": people}
+                ops.render(points, visible, size, background=True, backend="triton", **options)
+                ops.render(points, visible, size, backend="triton", **options)
+
+
+def run_propagate(device: torch.device) -> None:
+    """Each direction and type, sizes that no tile divides."""
+    dry = device.type == "cpu"
+    parents = (-1, 0, 0) if dry else (-1, 0, 0, 1)
+    for dtype in (torch.float16,) if dry else (torch.float16, torch.bfloat16, torch.float32):
+        for both in (True,) if dry else (True, False):
+            lead = (2,) if both else ()
+            edges = (*lead, len(parents) - 1)
+            features = torch.randn(1, *lead, len(parents), 16, 9, 7, device=device).to(dtype)
+            kernels = [0.05 * torch.randn(*edges, *pair, 7, 7) for pair in ((24, 16), (16, 24))]
+            biases = [torch.randn(*edges, width) for width in (24, 16)]
+            ops.propagate(
+                features,
+                [kernel.to(device, dtype) for kernel in kernels],
+                [bias.to(device, dtype) for bias in biases],
+                parents,
+                direction="both" if both else "up",
+                activate="before" if both else "after",
+                backend="triton",
+            )
+
+
+def run_planted(device: torch.device) -> None:
+    """Reads far behind a frame, whose table says that it has more rows than there are."""
+    frame = torch.zeros(16, 16, 3, dtype=torch.uint8, device=device)
+    rows = ops.frame_rows([frame])
+    rows[0, 2] = 1 << 20
+    affines = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 3e4, 0.0]]], device=device)
+    out = torch.empty(1, 3, 16, 16, device=device)
+    source = torch.zeros(1, dtype=torch.int32, device=device)
+    table = ops.FrameTable(torch.from_numpy(rows).to(device))
+    ops.warp(table, affines, (16, 16), source=source, out=out, backend="cuda")
+
+
+PARTS: dict[str, Callable[[torch.device], None]] = {
+    "warp": run_warp,
+    "decode": run_decode,
+    "render": run_render,
+    "propagate": run_propagate,
+}
+
+
+def find_tool() -> str | None:
+    """Where compute-sanitizer is; None where it is not."""
+    places = [os.environ.get("PATH", ""), *PLACES]
+    places += [str(Path(os.environ[key]) / "bin") for key in ("CUDA_HOME",) if key in os.environ]
+    return shutil.which("compute-sanitizer", path=os.pathsep.join(places))
+
+
+def watch(program: str, tool: str, part: str, end: float) -> dict[str, object]:
+    """Run one part under one tool, at most until `end` on the monotonic clock."""
+    command = [program, "--tool", tool, "--print-limit", "10", "--error-exitcode", "9"]
+    command += [sys.executable, __file__, "--part", part]
+    begin = time.monotonic()
+    child = subprocess.Popen(
+        command,
+        env={**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        said, _ = child.communicate(timeout=max(1.0, end - begin))
+    except subprocess.TimeoutExpired:
+        os.killpg(child.pid, signal.SIGKILL)
+        said, _ = child.communicate()
+        said += "\n(out of time)"
+    lines = [line for line in said.splitlines() if line.strip()]
+    return {
+        "tool": tool,
+        "part": part,
+        "verdict": judge(said, tool, part, child.returncode),
+        "seconds": round(time.monotonic() - begin, 1),
+        "said": [line[:MESSAGE] for line in lines[-12:]],
+    }
+
+
+def judge(said: str, tool: str, part: str, status: int) -> str:
+    """One word, and the reason if it is not "clean" (for the planted error "found")."""
+    summary = re.search(TOOLS[tool], said)
+    if summary is None:
+        return f"no verdict: {(said.strip().splitlines() or ['no output'])[-1]}"[:MESSAGE]
+    errors = int(summary.group(1))
+    if part == PLANTED:
+        return "found" if errors else "not found: the tool is blind here"
+    if errors:
+        return f"{errors} errors"
+    return "clean" if status == 0 else f"clean, but the calls failed with status {status}"
+
+
+def watch_all(out: Path | None) -> bool:
+    """Every part under every tool; whether all are clean."""
+    report = Report(out)
+    program = find_tool()
+    if program is None:
+        print("compute-sanitizer is not installed")
+        raise SystemExit(ABSENT)
+    end = time.monotonic() + SECONDS
+    jobs = [("memcheck", PLANTED), *((tool, part) for tool in TOOLS for part in PARTS)]
+    good = True
+    with ThreadPoolExecutor(AT_ONCE) as workers:
+        for entry in workers.map(lambda job: watch(program, *job, end), jobs):
+            report.append("sanitizer", entry)
+            print(f"{entry['tool']} {entry['part']}: {entry['verdict']}", flush=True)
+            if entry["verdict"] not in ("clean", "found"):
+                good = False
+                print("\n".join(entry["said"]), flush=True)
+    return good
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Watch every part, or be the one that is watched."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--part", choices=(*PARTS, PLANTED))
+    args = parser.parse_args(arguments)
+    torch.manual_seed(0)
+    if args.dry_run:
+        os.environ["TRITON_INTERPRET"] = "1"  # before an op imports triton
+        torch.set_num_threads(1)
+        for part, run in PARTS.items():
+            run(torch.device("cpu"))
+            print(f"{part}: ran; nothing watched it")
+        Report(args.out).set(sanitizer=[])
+    elif args.part:
+        ({**PARTS, PLANTED: run_planted})[args.part](torch.device("cuda"))
+        torch.cuda.synchronize()
+    elif not watch_all(args.out):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

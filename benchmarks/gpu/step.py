@@ -1,0 +1,172 @@
+"""The whole step of a frame: windows, network and joints in one CUDA graph, and the network alone.
+
+    python benchmarks/gpu/step.py --out FILE.json
+
+Overhead is what the graph of the step takes longer than one of the network alone, in parts of the
+latter: the copy of the block that says which windows, the windows, the peaks, the joints' way back.
+Weights are random, which changes no time.
+"""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from timing import Bench, Replay, WrongResultError, agree
+
+from fastpose import ops
+from fastpose.crop import person_affines, sample_counts
+from fastpose.engines.engine import Request
+from fastpose.engines.torch import TorchEngine
+from fastpose.graph import FrameGraphs, capture, wait
+from fastpose.models import model_spec
+from fastpose.pipeline import estimate
+from fastpose.types import Boxes
+
+CASES = [("cpn-light", "f16"), ("cpn50", "f16"), ("cpn-light", "bf16")]
+PEOPLE = (1, 8, 32)
+FRAME, TALL = (1080, 1920), (200, 900)
+CALLS = 30
+IN_A_ROW = 10
+TARGET_PEOPLE, TARGET = 8, 0.05
+TOLERANCE = {"f32": 2e-3, "f16": 4e-3, "bf16": 3e-2}  # of windows from about -2 to 3
+
+
+def make_boxes(people: int, frame: tuple[int, int], tall: tuple[int, int]) -> np.ndarray:
+    """[people, 4] upright boxes inside the frame."""
+    random = np.random.default_rng(people)
+    height = random.uniform(*tall, people)
+    width = 0.6 * height
+    x, y = random.uniform(0, frame[1] - width), random.uniform(0, frame[0] - height)
+    return np.stack((x, y, x + width, y + height), axis=1)
+
+
+def clock_us(bench: Bench, call: Callable[[], object]) -> float:
+    """Median microseconds of a call that waits for its result, by the host's clock."""
+    times = []
+    for _ in range(1 if bench.dry else CALLS):
+        begin = time.perf_counter()
+        call()
+        times.append(1e6 * (time.perf_counter() - begin))
+    return statistics.median(times)
+
+
+def repeated(replay: Callable[[], None]) -> Replay:
+    """Graphs behind each other, so that their start, once, counts for little."""
+
+    def run() -> None:
+        for _ in range(IN_A_ROW):
+            replay()
+
+    return Replay(run, IN_A_ROW)
+
+
+def measure(
+    bench: Bench, engine: TorchEngine, graphs: FrameGraphs, image: np.ndarray, people: int
+) -> dict[str, object]:
+    """Check and time one network for a number of people in a frame."""
+    spec = engine.manifest.spec
+    tall = (20, 40) if bench.dry else TALL
+    boxes = make_boxes(people, image.shape[:2], tall)
+    affines = person_affines(boxes, spec.window)
+    source = np.zeros(people, np.int64)
+    frames = [torch.from_numpy(image).to(bench.device)]
+    step = graphs._step(people)  # the replay without the host's part has no public name
+
+    # copies: the host's memory is written anew by each run
+    points, scores = (found.copy() for found in graphs.joints(frames, source, affines))
+    images = step._windows.permute(0, 3, 1, 2) if engine.layout == "nhwc" else step._windows
+    truth = ops.warp(
+        frames[0],
+        torch.from_numpy(affines).float().to(bench.device),
+        spec.size,
+        area=torch.from_numpy(sample_counts(affines)).int().to(bench.device),
+        mean=spec.window.mean,
+        std=spec.window.std,
+        swap_rb=spec.window.rgb,
+        border=spec.window.border,
+        backend="reference",
+    )
+    scale = max(1.0, float(truth.abs().max()) / 3.0)
+    difference = agree(
+        images[:people].float(), truth, absolute=scale * TOLERANCE[engine.manifest.precision]
+    )
+    step._run()
+    wait(bench.device)
+    eager = [found[:people].numpy() for found in step._found]
+    if not float(np.abs(scores - eager[1]).max()) <= 1e-2:
+        raise WrongResultError("the replay finds other joints than the same work without a graph")
+
+    bit_equal = bool(
+        np.array_equal(points, eager[0], equal_nan=True) and np.array_equal(scores, eager[1])
+    )
+    network = repeated(capture(lambda: engine.enqueue(images), bench.device))
+    whole = repeated(step._replay)
+    bench.take_turns([whole, network])
+
+    def eagerly() -> None:
+        step._set_windows(frames, source, affines)
+        step._run()
+        wait(bench.device)
+
+    found = Boxes(boxes.astype(np.float32), np.ones(people, np.float32))
+    call = clock_us(bench, lambda: graphs.joints(frames, source, affines))
+    return {
+        "us": round(whole.us, 2),
+        "spread": round(whole.spread, 3),
+        "network_us": round(network.us, 2),
+        "overhead": round(whole.us / network.us - 1.0, 4),
+        "host_us": round(call - whole.us, 1),
+        "eager_us": round(clock_us(bench, eagerly), 1),
+        "from_host_us": round(
+            clock_us(bench, lambda: estimate(graphs.upload([image]), [found], graphs)), 1
+        ),
+        "bit_equal": bit_equal,
+        "difference": difference,
+    }
+
+
+def open_graphs(
+    bench: Bench, name: str, precision: str, sizes: tuple[int, ...]
+) -> tuple[TorchEngine, FrameGraphs]:
+    """A network with random weights, and its graphs for these numbers of people."""
+    engine = TorchEngine(
+        Request(
+            spec=model_spec(name),
+            file=None,
+            weights_hash="",
+            device=str(bench.device),
+            precision=precision,
+            passed=(),
+            buckets=sizes,
+            threads=None,
+        )
+    )
+    return engine, FrameGraphs(engine)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure every network for every number of people."""
+    bench = Bench(__file__, arguments)
+    frame = (96, 128) if bench.dry else FRAME
+    image = np.random.default_rng(0).integers(0, 256, (*frame, 3), np.uint8)
+    sizes = (1, 2) if bench.dry else PEOPLE
+    for name, precision in [("cpn-light", "f32")] if bench.dry else CASES:
+        opened = functools.cache(functools.partial(open_graphs, bench, name, precision, sizes))
+        for people in sizes:
+            bench.record(
+                "step",
+                f"{name} {precision} {people} people",
+                lambda opened=opened, people=people: measure(bench, *opened(), image, people),
+                limits={"overhead": TARGET} if people == TARGET_PEOPLE else {},
+                people=people,
+            )
+    bench.close()
+
+
+if __name__ == "__main__":
+    main()
