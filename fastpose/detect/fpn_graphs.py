@@ -124,7 +124,7 @@ class _Proposals:
         self._given.host["area"][:] = 1
         self._image = torch.empty((1, *spec.size, 3), dtype=proposer.type, device=device)
         self._counts = np.bincount(anchors(spec, spec.size)[1]).tolist()
-        self._numbers = torch.arange(sum(self._counts), device=device)
+        self._last_first = LOW_HALF - torch.arange(sum(self._counts), device=device)
         total = sum(min(count, spec.per_level) for count in self._counts)
         self._keys = host_tensor((total,), torch.int64, device)
         self._deltas = host_tensor((total, 4), torch.float32, device)
@@ -165,7 +165,7 @@ class _Proposals:
         *pyramid, logits, deltas = self._proposer.enqueue(self._image.permute(0, 3, 1, 2))
         self.pyramid = pyramid
         deltas = deltas[0].float()
-        keys = _keys(logits[0].float(), deltas, self._numbers)
+        keys = _keys(logits[0].float(), deltas, self._last_first)
         best = _highest(keys, self._counts, spec.per_level)
         self._keys.copy_(best, non_blocking=True)
         self._deltas.copy_(deltas.index_select(0, LOW_HALF - (best & LOW_HALF)), non_blocking=True)
@@ -221,7 +221,7 @@ class _Regions:
         self._deltas.copy_(deltas.float(), non_blocking=True)
 
 
-def _keys(logits: Tensor, deltas: Tensor, numbers: Tensor) -> Tensor:
+def _keys(logits: Tensor, deltas: Tensor, last_first: Tensor) -> Tensor:
     """[M] int64 that put anchors in order: the higher objectness, and of equal ones the first.
 
     The upper half of a key is the objectness, -inf if it or a delta is not finite, as an integer of
@@ -231,7 +231,7 @@ def _keys(logits: Tensor, deltas: Tensor, numbers: Tensor) -> Tensor:
     Args:
         logits: [M] float32.
         deltas: [M, 4] float32.
-        numbers: [M] int64, 0, 1, ...
+        last_first: [M] int64, the lower halves.
     """
     import torch
 
@@ -239,7 +239,7 @@ def _keys(logits: Tensor, deltas: Tensor, numbers: Tensor) -> Tensor:
     ranks = logits.where(largest < math.inf, -math.inf) + 0.0  # NaN is not less; -0.0 becomes 0.0
     bits = ranks.view(torch.int32)
     rising = bits ^ ((bits >> 31) & SIGN_APART)  # bits of negative floats rise as the floats fall
-    return torch.add(LOW_HALF - numbers, rising.long(), alpha=LOW_HALF + 1)
+    return torch.add(last_first, rising, alpha=LOW_HALF + 1)
 
 
 def _highest(keys: Tensor, counts: list[int], most: int) -> Tensor:
