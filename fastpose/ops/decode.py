@@ -118,7 +118,7 @@ def decode(
         peak_value: value of a perfect peak: 1, or 255 for CPN's own targets.
         affines: [N, 2, 3] float32 or float64, cell (x, y, 1) -> frame pixel.
         stream: CUDA stream handle, default the current one; only for CUDA tensors.
-        backend: "cpp" or "reference"; None means the fastest for the device.
+        backend: "cpp" (CPU), "triton" (CUDA) or "reference"; None means the fastest for the device.
 
     Returns:
         points: [N, K, 2] or [N, K, peaks, 2] float32, (x, y) in cells or, with `affines`, in frame
@@ -137,11 +137,16 @@ def decode(
     )
     _check_companions(heatmaps, flipped, flip_pairs, affines)
     check_stream(stream, "heatmaps", heatmaps)
-    match choose(backend, heatmaps, kernels=("cpp",), reference="numpy"):
+    match choose(backend, heatmaps, kernels=("cpp", "triton"), reference="numpy"):
         case "cpp":
             from fastpose.ops import cpp
 
             points, scores = cpp.decode(heatmaps, flipped, affines, options)
+        case "triton":
+            from fastpose.ops.triton.decode import decode as run
+
+            with on_stream(stream, heatmaps):
+                points, scores = run(heatmaps, flipped, affines, options)
         case _:
             with on_stream(stream, heatmaps):
                 points, scores = decode_reference(heatmaps, flipped, affines, options)
