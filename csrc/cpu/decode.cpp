@@ -64,18 +64,25 @@ void blur_window(const Map& map, int x, int y, Border border, Window& window) {
                  window[0]);
 }
 
-// Into room.blurred, zeros outside, rounded to float. Returns the maximum before rounding.
-double blur_map(const Map& map) {
-  const int h = map.job.h, w = map.job.w;
-  map.loops.blur(map.job, map.cells, {0, 0, w, h}, Border::Zero, map.room, map.room.patch);
+// Zeros outside: [h][whole_blocks(w)] in room.patch.
+void blur_map(const Map& map) {
+  map.loops.blur(map.job, map.cells, {0, 0, map.job.w, map.job.h}, Border::Zero, map.room,
+                 map.room.patch);
+}
+
+// Into room.blurred: float again, so that what is level stays so whatever the order of the sums.
+void round_blurred(const Map& map) {
+  const int w = map.job.w;
+  for (int y = 0; y < map.job.h; ++y)
+    std::copy_n(map.room.patch + int64_t{y} * whole_blocks(w), w,
+                map.room.blurred + int64_t{y} * w);
+}
+
+double highest_blurred(const Map& map) {
   double best = -std::numeric_limits<double>::infinity();
-  for (int y = 0; y < h; ++y) {
-    const double* row = map.room.patch + int64_t{y} * whole_blocks(w);
-    float* out = map.room.blurred + int64_t{y} * w;
-    for (int x = 0; x < w; ++x) {
-      out[x] = static_cast<float>(row[x]);
-      best = std::max(best, row[x]);
-    }
+  for (int y = 0; y < map.job.h; ++y) {
+    const double* row = map.room.patch + int64_t{y} * whole_blocks(map.job.w);
+    best = std::max(best, *std::max_element(row, row + map.job.w));
   }
   return best;
 }
@@ -137,7 +144,8 @@ double restoring_factor(const Map& map, const Window& window) {
     for (int dx = -kReach; dx <= kReach; ++dx)
       lowest = std::min(lowest, window[dy + kReach][dx + kReach]);
   if (lowest / map.job.peak_value > kLogFloor) return 1.0;
-  const double blurred = blur_map(map);
+  blur_map(map);
+  const double blurred = highest_blurred(map);
   return blurred > 0.0 ? map.highest / blurred : 1.0;
 }
 
@@ -252,6 +260,7 @@ void choose_cells(const Map& map, int64_t highest, std::vector<int64_t>& found) 
   if (map.job.peaks > 1) return find_peaks(map, found);
   if (map.job.method == DecodeMethod::Cpn) {
     blur_map(map);
+    round_blurred(map);
     highest = map.loops.find_peak(map.room.blurred, int64_t{map.job.h} * map.job.w).index;
     if (!(clean(map.cells[highest]) > 0.0f)) return;
   }

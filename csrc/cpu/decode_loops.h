@@ -104,6 +104,30 @@ inline int mirror(int i, int size) {
   return i;
 }
 
+// Neighbours side by side in registers, whatever their width: of plain loops gcc 12 makes gathers,
+// scatters and sums across the taps, at ten times the cost.
+typedef double Block __attribute__((vector_size(kLanes * sizeof(double))));
+typedef float Floats __attribute__((vector_size(kLanes * sizeof(float))));
+
+// By reference: how such a type is passed depends on the instruction set.
+inline void load(const double* in, Block& values) { std::memcpy(&values, in, sizeof values); }
+inline void store(double* out, const Block& values) { std::memcpy(out, &values, sizeof values); }
+
+inline void fill(double* out, int64_t count, double value) {
+  for (int64_t j = 0; j < count; ++j) out[j] = value;
+}
+
+// `count` cells cleaned. Blocks are whole as long as `room` cells can be read and written.
+inline void widen(const float* in, int count, int64_t room, double* out) {
+  int j = 0;
+  for (; j < count && j + kLanes <= room; j += kLanes) {
+    Floats values;
+    std::memcpy(&values, in + j, sizeof values);
+    store(out + j, __builtin_convertvector(values == values ? values : Floats{}, Block));
+  }
+  for (; j < count; ++j) out[j] = clean(in[j]);
+}
+
 // The region and `radius` cells round it into room.patch.
 void fill_patch(const DecodeJob& job, const float* map, const Region& region, Border border,
                 double* __restrict__ patch) {
@@ -113,31 +137,56 @@ void fill_patch(const DecodeJob& job, const float* map, const Region& region, Bo
   for (int i = 0; i < rows; ++i, patch += stride) {
     int row = region.top - job.radius + i;
     const bool outside = row < 0 || row >= h;
-    for (int j = outside && border == Border::Zero ? 0 : columns; j < stride; ++j) patch[j] = 0.0;
-    if (outside && border == Border::Zero) continue;
+    if (outside && border == Border::Zero) {
+      fill(patch, stride, 0.0);
+      continue;
+    }
     if (outside) row = mirror(row, h);
-    const float* source = map + int64_t{row} * w;
+    const int64_t first = int64_t{row} * w + left;
     const int begin = left < 0 ? -left : 0, end = left + columns > w ? w - left : columns;
-    for (int j = begin; j < end; ++j) patch[j] = clean(source[left + j]);
-    for (int j = 0; j < begin; ++j)
-      patch[j] = border == Border::Zero ? 0.0f : clean(source[mirror(left + j, w)]);
-    for (int j = end; j < columns; ++j)
-      patch[j] = border == Border::Zero ? 0.0f : clean(source[mirror(left + j, w)]);
+    const int64_t readable = int64_t{h} * w - first;
+    widen(map + first + begin, end - begin, (readable < stride ? readable : stride) - begin,
+          patch + begin);
+    fill(patch + end, stride - end, 0.0);
+    if (border == Border::Zero) {
+      fill(patch, begin, 0.0);
+      continue;
+    }
+    const float* source = map + int64_t{row} * w;
+    for (int j = 0; j < begin; ++j) patch[j] = clean(source[mirror(left + j, w)]);
+    for (int j = end; j < columns; ++j) patch[j] = clean(source[mirror(left + j, w)]);
   }
 }
 
-// Neighbours side by side in registers, whatever their width: as a plain loop gcc 12 interleaves
-// the taps instead, at ten times the cost.
-typedef double Block __attribute__((vector_size(kLanes * sizeof(double))));
+// Rows that are summed together: a window has that many, and more would not stay in registers.
+constexpr int kRows = kSide;
 
-// out[l] = sum over t of taps[t] * in[t * step + l], for one block.
-inline void weigh(const double* taps, int count, const double* in, int64_t step, double* out) {
-  Block sums = {}, values;
-  for (int t = 0; t < count; ++t, in += step) {
-    std::memcpy(&values, in, sizeof values);
-    sums += taps[t] * values;
-  }
-  std::memcpy(out, &sums, sizeof sums);
+// out[r * out_step + l] = sum over t of taps[t] * in[r * in_step + t * tap_step + l], for `rows`
+// rows of one block: as many sums side by side, as each must wait for its own last addition.
+template <int rows>
+inline void weigh(const double* taps, int count, const double* in, int64_t in_step,
+                  int64_t tap_step, double* out, int64_t out_step) {
+  Block sums[rows] = {}, values;
+  for (int t = 0; t < count; ++t, in += tap_step)
+    for (int r = 0; r < rows; ++r) {
+      load(in + r * in_step, values);
+      sums[r] += taps[t] * values;
+    }
+  for (int r = 0; r < rows; ++r) store(out + r * out_step, sums[r]);
+}
+
+// The same for any number of rows and of blocks.
+void weigh_rows(const double* taps, int count, int height, int width, const double* in,
+                int64_t in_step, int64_t tap_step, double* out, int64_t out_step) {
+  int i = 0;
+  for (; i + kRows <= height; i += kRows)
+    for (int j = 0; j < width; j += kLanes)
+      weigh<kRows>(taps, count, in + i * in_step + j, in_step, tap_step, out + i * out_step + j,
+                   out_step);
+  for (; i < height; ++i)
+    for (int j = 0; j < width; j += kLanes)
+      weigh<1>(taps, count, in + i * in_step + j, in_step, tap_step, out + i * out_step + j,
+               out_step);
 }
 
 void blur(const DecodeJob& job, const float* map, const Region& region, Border border,
@@ -145,16 +194,12 @@ void blur(const DecodeJob& job, const float* map, const Region& region, Border b
   fill_patch(job, map, region, border, room.patch);
   const int count = 2 * job.radius + 1, used = whole_blocks(region.width + 2 * job.radius);
   const int64_t stride = patch_stride(region.width, job.radius);
-  for (int i = 0; i < region.height; ++i) {
-    double* row = room.columns + i * stride;
-    for (int j = 0; j < used; j += kLanes)
-      weigh(job.taps, count, room.patch + i * stride + j, stride, row + j);
-    for (int64_t j = used; j < stride; ++j) row[j] = 0.0;
-  }
-  const int blocks = whole_blocks(region.width);
+  weigh_rows(job.taps, count, region.height, used, room.patch, stride, stride, room.columns,
+             stride);
   for (int i = 0; i < region.height; ++i)
-    for (int j = 0; j < blocks; j += kLanes)
-      weigh(job.taps, count, room.columns + i * stride + j, 1, out + int64_t{i} * blocks + j);
+    fill(room.columns + i * stride + used, stride - used, 0.0);
+  const int blocks = whole_blocks(region.width);
+  weigh_rows(job.taps, count, region.height, blocks, room.columns, stride, 1, out, blocks);
 }
 
 }  // namespace
