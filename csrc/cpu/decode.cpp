@@ -18,7 +18,6 @@ constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 constexpr double kLogFloor = 1e-10;
 constexpr double kUdpLow = 1e-3, kUdpHigh = 50.0;
 constexpr double kUdpEpsilon = std::numeric_limits<float>::epsilon();
-constexpr double kSoftSharpness = 10.0;
 constexpr double kFlat = 1e-20;
 constexpr int kPeakDistance = 3;
 
@@ -178,18 +177,8 @@ Point refine_udp(const Map& map, int x, int y) {
 }
 
 Point refine_soft(const Map& map, int x, int y) {
-  const int reach = map.job.radius + 1;
-  const double peak = map.at(x, y);
-  double total = 0.0, sum_x = 0.0, sum_y = 0.0;
-  for (int row = std::max(y - reach, 0); row <= std::min(y + reach, map.job.h - 1); ++row)
-    for (int column = std::max(x - reach, 0); column <= std::min(x + reach, map.job.w - 1);
-         ++column) {
-      const double weight = std::exp(kSoftSharpness * (map.at(column, row) / peak - 1.0));
-      total += weight;
-      sum_x += weight * (column - x);
-      sum_y += weight * (row - y);
-    }
-  return {x + sum_x / total, y + sum_y / total};
+  const Moments sums = map.loops.weigh_exponentially(map.job, map.cells, x, y, map.room);
+  return {x + sums.x / sums.total, y + sums.y / sums.total};
 }
 
 // From the peak of the blurred map, room.blurred, towards its second peak.

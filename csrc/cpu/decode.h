@@ -40,6 +40,13 @@ using Window = double[kSide][whole_blocks(kSide)];
 
 enum class Border { Zero, Mirror };
 
+constexpr double kSoftSharpness = 10.0;
+
+// Sums of weights, and of weights times the distance from the middle.
+struct Moments {
+  double total, x, y;
+};
+
 struct DecodeLoops {
   // The stages and the mirrored maps of map `index`: a pointer to the input where there is nothing
   // to merge, else to room.map.
@@ -48,6 +55,10 @@ struct DecodeLoops {
   // Into `out`, [region.height][whole_blocks(region.width)], which may be room.patch.
   void (*blur)(const DecodeJob& job, const float* map, const Region& region, Border border,
                const DecodeRoom& room, double* out);
+  // Of the cells within radius + 1 of (x, y), each weighted by exp(kSoftSharpness * (H / H(x, y) -
+  // 1)), H being positive there.
+  Moments (*weigh_exponentially)(const DecodeJob& job, const float* map, int x, int y,
+                                 const DecodeRoom& room);
 };
 
 extern const DecodeLoops decode_scalar;

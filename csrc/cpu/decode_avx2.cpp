@@ -37,6 +37,6 @@ Peak find_peak(const float* map, int64_t cells) {
 
 }  // namespace
 
-const DecodeLoops decode_avx2 = {merge, find_peak, blur};
+const DecodeLoops decode_avx2 = {merge, find_peak, blur, weigh_exponentially};
 
 }  // namespace fastpose

@@ -202,5 +202,58 @@ void blur(const DecodeJob& job, const float* map, const Region& region, Border b
   weigh_rows(job.taps, count, region.height, blocks, room.columns, stride, 1, out, blocks);
 }
 
+// values = exp(values), relatively to 1e-11; 1e-308 for all that is lower.
+inline void exponentiate(Block& values) {
+  typedef int64_t Bits __attribute__((vector_size(kLanes * sizeof(int64_t))));
+  constexpr double kLog2E = 1.4426950408889634, kLn2High = 0.693147180369123816490,
+                   kLn2Low = 1.90821492927058770002e-10;
+  constexpr double kRounder = 0x1.8p52;  // a sum with it holds a whole number in its low bits
+  const Block lowest = Block{} - 708.0, highest = Block{} + 710.0;  // which gives infinity
+  values = values < lowest ? lowest : values;
+  values = values > highest ? highest : values;
+  const Block shifted = values * kLog2E + kRounder, whole = shifted - kRounder;
+  const Block rest = values - whole * kLn2High - whole * kLn2Low;  // at most ln 2 / 2
+  Block sum = Block{} + 1.0 / 3628800.0;
+  constexpr double kFactorials[] = {362880.0, 40320.0, 5040.0, 720.0, 120.0,
+                                    24.0,     6.0,     2.0,    1.0,   1.0};
+  for (const double factorial : kFactorials) sum = sum * rest + 1.0 / factorial;
+  Bits exponent;
+  std::memcpy(&exponent, &shifted, sizeof exponent);
+  exponent = (exponent + 1023) << 52;
+  Block power;
+  std::memcpy(&power, &exponent, sizeof power);
+  values = sum * power;
+}
+
+inline double sum_of(const Block& values) {
+  double sum = 0.0;
+  for (int l = 0; l < kLanes; ++l) sum += values[l];
+  return sum;
+}
+
+Moments weigh_exponentially(const DecodeJob& job, const float* map, int x, int y,
+                            const DecodeRoom& room) {
+  const int reach = job.radius + 1, left = x < reach ? 0 : x - reach;
+  const int count = (x + reach < job.w ? x + reach + 1 : job.w) - left;
+  const int top = y < reach ? 0 : y - reach, bottom = y + reach < job.h ? y + reach + 1 : job.h;
+  const double steepness = kSoftSharpness / clean(map[int64_t{y} * job.w + x]);
+  fill(room.patch, whole_blocks(count), -__builtin_inf());  // past the last cell: no weight
+  Block total = {}, sum_x = {}, sum_y = {}, weights, dx;
+  const Block steps = {0, 1, 2, 3, 4, 5, 6, 7};
+  for (int row = top; row < bottom; ++row) {
+    widen(map + int64_t{row} * job.w + left, count, count, room.patch);
+    for (int j = 0; j < count; j += kLanes) {
+      load(room.patch + j, weights);
+      weights = weights * steepness - kSoftSharpness;
+      exponentiate(weights);
+      dx = steps + double(left + j - x);
+      total += weights;
+      sum_x += weights * dx;
+      sum_y += weights * double(row - y);
+    }
+  }
+  return {sum_of(total), sum_of(sum_x), sum_of(sum_y)};
+}
+
 }  // namespace
 }  // namespace fastpose
