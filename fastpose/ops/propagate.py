@@ -194,11 +194,8 @@ def _unfit(features: Tensor, kernels: Sequence[Tensor]) -> str:
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
     if traced or type(features) not in (torch.Tensor, torch.nn.Parameter):
         return "tensors that are traced"  # the graph shall hold ordinary convolutions
-    device, kind = features.device.type, features.dtype
-    if torch.is_autocast_enabled(device) and kind != torch.float64:
-        kind = torch.get_autocast_dtype(device)
-    if kind not in (torch.float16, torch.bfloat16, torch.float32):
-        return str(kind)
+    if features.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        return str(features.dtype)
     side = max(kernel.shape[-1] for kernel in kernels)
     return f"kernels of side {side}" if side > LARGEST_SIDE else ""
 

@@ -1,4 +1,7 @@
-"""Truth: one message after the other, edge by edge, as the released network sends them."""
+"""Truth: one message after the other, edge by edge, as the released network sends them.
+
+The reference is tested against it, and the kernel against the reference.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from seeded import uniform
+from kernels import kernels as kernels_here
+from seeded import seed_weights, uniform
 from torch import Tensor
 
 from fastpose.errors import BackendError
+from fastpose.models.structured import Structured
 from fastpose.ops import propagate
-from fastpose.ops.propagate import schedule, tree_depths
+from fastpose.ops.propagate import propagate_reference, schedule, tree_depths
 
 LSP26 = (-1, 0, 1, 2, 3, 4, 5, 2, 7, 8, 9, 10, 11, 12,
          1, 14, 15, 16, 17, 14, 19, 20, 21, 22, 23, 24)  # fmt: skip
@@ -41,7 +46,12 @@ TREES |= {f"random {seed}": random_tree(9, seed) for seed in range(4)}
 
 
 def tensors(
-    parents: tuple[int, ...], widths: tuple[int, ...] = (3, 2, 3), n: int = 2, lead: tuple = ()
+    parents: tuple[int, ...],
+    widths: tuple[int, ...] = (3, 2, 3),
+    n: int = 2,
+    lead: tuple = (),
+    side: int = 7,
+    size: tuple[int, int] = (8, 6),
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """Features and, from width to width, the kernels and biases of messages; of both signs."""
     edges = len(parents) - 1
@@ -51,9 +61,9 @@ def tensors(
 
     steps = list(itertools.pairwise(widths))
     return (
-        values("features", n, *lead, len(parents), widths[0], 8, 6),
+        values("features", n, *lead, len(parents), widths[0], *size),
         [
-            values(f"kernel {i}", *lead, edges, b, a, 7, 7, scale=(3 / 49 / a) ** 0.5)
+            values(f"kernel {i}", *lead, edges, b, a, side, side, scale=(3 / side**2 / a) ** 0.5)
             for i, (a, b) in enumerate(steps)
         ],
         [values(f"bias {i}", *lead, edges, b) for i, (_, b) in enumerate(steps)],
@@ -311,3 +321,396 @@ def test_without_torch_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(BackendError, match=r"propagate needs torch; .*fastpose-inference\[torch\]"):
         propagate(np.zeros((1, 1, 1, 2, 2)), (), (), (-1,), direction="up")
+
+
+FORK = (-1, 0, 1, 1, 0)  # two children, one of which has two itself
+# of the largest value; 16-bit maps are rounded behind every convolution
+TOLERANCES = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+
+
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that a launcher allocates holds NaN, and torch's convolutions are exact."""
+    empty = Tensor.new_empty
+
+    def nan(like: Tensor, *shape: object, **how: object) -> Tensor:
+        made = empty(like, *shape, **how)
+        return made.fill_(np.nan) if made.is_floating_point() else made
+
+    monkeypatch.setattr(Tensor, "new_empty", nan)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+def close(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
+    assert actual.shape == expected.shape
+    assert actual.dtype == dtype
+    error = (actual.float() - expected).abs().max()  # NaN is in no tolerance
+    assert error <= TOLERANCES[dtype] * expected.abs().max()
+
+
+def on(
+    device: str, dtype: torch.dtype, inputs: tuple[Tensor, list[Tensor], list[Tensor]]
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    features, kernels, biases = inputs
+    kernels, biases = ([x.to(device, dtype) for x in group] for group in (kernels, biases))
+    return features.to(device, dtype), kernels, biases
+
+
+def check(
+    device: str,
+    parents: tuple[int, ...],
+    widths: tuple[int, ...],
+    direction: str = "up",
+    activate: str = "after",
+    dtype: torch.dtype = torch.float32,
+    **sizes: object,
+) -> Tensor:
+    """The kernel's result, compared with the reference's in float32 of the same rounded inputs."""
+    lead = (2,) if direction == "both" else ()
+    inputs = on(device, dtype, tensors(parents, widths, lead=lead, **sizes))
+    how = {"direction": direction, "activate": activate}
+    actual = propagate(*inputs, parents, **how, backend="triton")
+    expected = propagate_reference(*on(device, torch.float32, inputs), parents, **how)
+    close(actual, expected, dtype)
+    return actual
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize(("backend", "device"), kernels_here("triton"))
+class TestKernel:
+    """On small maps, so that the interpreter can do it."""
+
+    @pytest.mark.parametrize("direction", ["up", "down", "both"])
+    @pytest.mark.parametrize("activate", ["after", "before"])
+    def test_equals_the_reference(
+        self, backend: str, device: str, direction: str, activate: str
+    ) -> None:
+        check(device, FORK, (16, 32, 16), direction, activate, side=3, size=(5, 6))
+
+    @pytest.mark.parametrize("widths", [(16, 16), (16, 32, 16), (16, 8, 24, 16)])
+    def test_any_number_of_convolutions(
+        self, backend: str, device: str, widths: tuple[int, ...]
+    ) -> None:
+        check(device, (1, 2, -1), widths, side=3, size=(5, 6))
+
+    @pytest.mark.parametrize("side", [1, 5, 7])
+    def test_any_side_even_beyond_that_of_the_map(
+        self, backend: str, device: str, side: int
+    ) -> None:
+        check(device, (-1, 0), (16, 16), side=side, size=(5, 3))
+
+    @pytest.mark.parametrize("widths", [(3, 5, 3), (20, 17, 20), (16, 80, 16), (1, 1)])
+    def test_any_number_of_channels(
+        self, backend: str, device: str, widths: tuple[int, ...]
+    ) -> None:
+        check(device, (-1, 0), widths, "down", side=3, size=(5, 6))
+
+    def test_tiles_that_end_amid_a_row_and_amid_an_image(self, backend: str, device: str) -> None:
+        check(device, (-1, 0), (16, 16), side=3, size=(13, 7), n=3)
+
+    @pytest.mark.parametrize("direction", ["up", "both"])
+    def test_half_precision(self, backend: str, device: str, direction: str) -> None:
+        check(device, FORK, (32, 16, 32), direction, dtype=torch.float16, side=3)
+
+    @pytest.mark.parametrize("direction", ["up", "both"])
+    def test_one_part_hears_nobody_and_nobody_may_be_there(
+        self, backend: str, device: str, direction: str
+    ) -> None:
+        check(device, (-1,), (16, 16), direction, side=3, size=(5, 6))
+        lead = (2,) if direction == "both" else ()
+        features, kernels, biases = on(device, torch.float32, tensors((-1, 0), lead=lead))
+        none = propagate(
+            features[:0], kernels, biases, (-1, 0), direction=direction, backend=backend
+        )
+        assert none.shape == (0, *features.shape[1:])
+
+    @pytest.mark.parametrize("count", [1, 2])
+    @pytest.mark.parametrize("direction", ["up", "down"])
+    def test_delta_kernels_move_a_response_by_three_cells_each(
+        self, backend: str, device: str, count: int, direction: str
+    ) -> None:
+        sender, receiver = (1, 0) if direction == "up" else (0, 1)
+        features = torch.zeros(1, 2, 16, 8, 7, device=device)
+        features[0, sender, 5, 1, 6] = 1.0
+        kernel = torch.zeros(1, 16, 16, 7, 7, device=device)
+        kernel[0, torch.arange(16), torch.arange(16), 0, 6] = 1.0  # 3 cells down, 3 to the left
+        biases = [torch.zeros(1, 16, device=device)] * count
+        refined = propagate(
+            features, [kernel] * count, biases, (-1, 0), direction=direction, backend=backend
+        )
+        place = refined[0, receiver].nonzero().tolist()
+        assert place == [[5, 1 + 3 * count, 6 - 3 * count]]
+        assert refined[0, receiver].sum() == 1.0
+        assert torch.equal(refined[0, sender], features[0, sender])
+
+    @pytest.mark.parametrize("changed", ["features", "kernels", "steps", "room"])
+    def test_memory_in_any_order(self, backend: str, device: str, changed: str) -> None:
+        features, kernels, biases = on(
+            device, torch.float32, tensors((-1, 0), (16, 16), lead=(2,), side=3, size=(5, 6))
+        )
+        expected = propagate(features, kernels, biases, (-1, 0), direction="both", backend=backend)
+        match changed:
+            case "features":  # as the network makes them
+                features = features.flatten(1, 3).to(memory_format=torch.channels_last)
+                features = features.unflatten(1, (2, 2, 16))
+            case "kernels":
+                kernels = [k.movedim(3, -1).contiguous().movedim(-1, 3) for k in kernels]
+            case "steps":
+                features = features.transpose(1, 2).contiguous().transpose(1, 2)
+                kernels = [k.transpose(4, 5).contiguous().transpose(4, 5) for k in kernels]
+            case "room":  # channels-last with gaps, another distance on every axis
+                wide = torch.full((3, 7, 9, 3, 3, 17), np.nan, device=device)
+                part = wide.permute(0, 3, 4, 5, 1, 2)[1:, :2, 1:, 1:, 2:, 3:]
+                features = part.copy_(features)
+                biases = [b.mT.contiguous().mT for b in biases]
+        before = features.clone()
+        actual = propagate(features, kernels, biases, (-1, 0), direction="both", backend=backend)
+        assert torch.equal(actual, expected)
+        assert torch.equal(features, before)
+
+    def test_nothing_is_copied_between_the_convolutions_of_a_network(
+        self, backend: str, device: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        features, kernels, biases = on(
+            device, torch.float32, tensors((-1, 0), (16, 16), lead=(2,), side=1, size=(5, 6))
+        )
+        features = features.flatten(1, 3).to(memory_format=torch.channels_last)
+        (kernel,), (bias,) = kernels, biases
+        kernel = kernel.flatten(0, 2).to(memory_format=torch.channels_last)
+        contiguous, copies = Tensor.contiguous, []
+
+        def watched(tensor: Tensor) -> Tensor:
+            result = contiguous(tensor)
+            copies.append(result.data_ptr() != tensor.data_ptr())
+            return result
+
+        monkeypatch.setattr(Tensor, "contiguous", watched)
+        refined = propagate(
+            features.unflatten(1, (2, 2, 16)),
+            [kernel.unflatten(0, (2, 1, 16))],
+            [bias],
+            (-1, 0),
+            direction="both",
+            backend=backend,
+        )
+        assert copies
+        assert not any(copies)
+        classified = refined.transpose(1, 2).flatten(1, 3)
+        assert classified.data_ptr() == refined.data_ptr()
+        assert classified.is_contiguous(memory_format=torch.channels_last)
+
+    def test_gradients_are_those_of_the_reference(self, backend: str, device: str) -> None:
+        inputs = on(device, torch.float32, tensors(FORK, (16, 8, 16), side=3, size=(5, 6)))
+        weight = uniform("weight", tuple(inputs[0].shape)).to(device)
+
+        def gradients(run: str, needed: set[int]) -> list[Tensor]:
+            flat = [inputs[0], *inputs[1], *inputs[2]]
+            leaves = [x.clone().requires_grad_(i in needed) for i, x in enumerate(flat)]
+            result = propagate(
+                leaves[0], leaves[1:3], leaves[3:], FORK, direction="up", backend=run
+            )
+            wanted = [leaf for leaf in leaves if leaf.requires_grad]
+            return list(torch.autograd.grad((result * weight).sum(), wanted))
+
+        for needed in ({0, 1, 2, 3, 4}, {2, 3}):
+            actual, expected = gradients(backend, needed), gradients("reference", needed)
+            for a, e in zip(actual, expected, strict=True):
+                assert e.abs().max() > 0
+                torch.testing.assert_close(a, e, atol=1e-5 * e.abs().max().item(), rtol=0)
+
+    def test_without_a_gradient_nothing_is_kept_for_one(self, backend: str, device: str) -> None:
+        features, kernels, biases = on(
+            device, torch.float32, tensors((-1, 0), (16, 16), side=1, size=(5, 6))
+        )
+        kernels[0].requires_grad_()
+        with torch.no_grad():
+            refined = propagate(features, kernels, biases, (-1, 0), direction="up", backend=backend)
+        assert not refined.requires_grad
+
+    def test_autocast(self, backend: str, device: str) -> None:
+        features, kernels, biases = on(
+            device, torch.float32, tensors(FORK, (16, 32, 16), side=3, size=(5, 6))
+        )
+        exact = propagate(features, kernels, biases, FORK, direction="up", backend="reference")
+        kernels[1].requires_grad_()
+        with torch.autocast(device, torch.float16):
+            refined = propagate(features, kernels, biases, FORK, direction="up", backend=backend)
+            half = propagate(
+                features.half(), kernels, biases, FORK, direction="up", backend=backend
+            )
+        assert refined.dtype == torch.float32
+        assert not torch.equal(refined, exact)
+        close(half, exact, torch.float16)
+        assert (refined - exact).abs().max() <= TOLERANCES[torch.float16] * exact.abs().max()
+        (gradient,) = torch.autograd.grad(refined.sum(), kernels[1])
+        assert gradient.dtype == torch.float32
+        assert gradient.abs().max() > 0
+
+    def test_what_has_no_kernel_takes_the_reference_unless_it_is_named(
+        self, backend: str, device: str
+    ) -> None:
+        double = on(device, torch.float64, tensors((-1, 0), (2, 2), side=3))
+        wide = on(device, torch.float32, tensors((-1, 0), (2, 2), side=17))
+        for inputs, what in ((double, "torch.float64"), (wide, "kernels of side 17")):
+            expected = propagate(*inputs, (-1, 0), direction="up", backend="reference")
+            assert torch.equal(propagate(*inputs, (-1, 0), direction="up"), expected)
+            with pytest.raises(BackendError, match=f"'triton' cannot run on {what}; usable"):
+                propagate(*inputs, (-1, 0), direction="up", backend=backend)
+
+    def test_a_trace_holds_ordinary_convolutions(self, backend: str, device: str) -> None:
+        class Messages(torch.nn.Module):
+            def __init__(self, backend: str | None) -> None:
+                super().__init__()
+                self.backend = backend
+
+            def forward(self, features: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
+                return propagate(
+                    features, [kernel], [bias], FORK, direction="up", backend=self.backend
+                )
+
+        features, (kernel,), (bias,) = on(device, torch.float32, tensors(FORK, (2, 2), side=3))
+        program = torch.export.export(Messages(None), (features, kernel, bias))
+        targets = [str(node.target) for node in program.graph.nodes]
+        assert sum("conv2d" in target for target in targets) == 2  # one for each level
+        traced = program.module()(features, kernel, bias)
+        close(traced, propagate(features, [kernel], [bias], FORK, direction="up"), torch.float32)
+        with pytest.raises(BackendError, match="'triton' cannot run on tensors that are traced"):
+            torch.export.export(Messages(backend), (features, kernel, bias))
+
+
+def test_the_reference_passes_gradcheck() -> None:
+    features, kernels, biases = tensors(FORK, (2, 1, 2), n=1, side=3, size=(3, 4))
+    leaves = [x.double().requires_grad_() for x in (features, *kernels, *biases)]
+
+    def function(*leaves: Tensor) -> Tensor:
+        return propagate(leaves[0], leaves[1:3], leaves[3:], FORK, direction="up")
+
+    assert torch.autograd.gradcheck(function, leaves)
+
+
+def test_tiles_are_large_where_there_is_work_for_all() -> None:
+    from fastpose.ops.triton.propagate import TILES, best_tile
+
+    few, wide, many = TILES[90]["16-bit"]
+    pixels = 42 * 42
+
+    def chosen(channels: int, images: int, jobs: int) -> object:
+        return best_tile((few, wide, many), channels, images * pixels, jobs, processors=132)
+
+    assert chosen(64, 1, 8) == chosen(64, 1, 1) == few
+    assert chosen(128, 1, 8) == wide  # 112 programs; half as large they would be 224 on 132
+    assert chosen(64, 4, 8) == wide
+    assert chosen(128, 4, 8) == chosen(128, 8, 8) == many
+
+
+def released(
+    dtype: torch.dtype, n: int, side: int = 42
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """What the released network gives to its messages at that size, channels-last, on CUDA."""
+    device = torch.device("cuda")
+    generator = torch.Generator(device).manual_seed(0)
+    edges = len(LSP26) - 1
+
+    def values(*shape: int, scale: float = 1.0) -> Tensor:
+        return (torch.rand(shape, generator=generator, device=device) * 2 - 1) * scale
+
+    def last(x: Tensor) -> Tensor:
+        return x.to(dtype, memory_format=torch.channels_last)
+
+    maps = last(values(n, 2 * len(LSP26) * 128, side, side)).unflatten(1, (2, len(LSP26), 128))
+    kernels = [
+        last(values(2 * edges * b, a, 7, 7, scale=(3 / 49 / a) ** 0.5)).unflatten(0, (2, edges, b))
+        for a, b in ((128, 64), (64, 128))
+    ]
+    return maps, kernels, [values(2, edges, b).to(dtype) for b in (64, 128)]
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("poisoned")
+class TestOnCuda:
+    """At the size of the released network."""
+
+    @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+    @pytest.mark.parametrize(("n", "side"), [(1, 42), (4, 42), (1, 56)])
+    def test_equals_the_reference(self, dtype: torch.dtype, n: int, side: int) -> None:
+        maps, kernels, biases = released(dtype, n, side)
+        with torch.no_grad():
+            actual = propagate(maps, kernels, biases, LSP26, direction="both")
+            again = propagate(maps, kernels, biases, LSP26, direction="both", backend="triton")
+            exact = on("cuda", torch.float32, (maps, kernels, biases))
+            expected = propagate_reference(*exact, LSP26, direction="both", activate="after")
+        close(actual, expected, dtype)
+        assert torch.equal(actual, again)
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+    def test_each_tile_gives_the_same(
+        self, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from fastpose.ops.triton import propagate as module
+
+        capability = module._hardware(torch.device("cuda", torch.cuda.current_device()))[0]
+        maps, kernels, biases = released(dtype, 1)
+        exact = on("cuda", torch.float32, (maps, kernels, biases))
+        expected = propagate_reference(*exact, LSP26, direction="both", activate="before")
+        for tile in module.TILES[capability]["16-bit"]:
+            monkeypatch.setitem(module.TILES[capability], "16-bit", (tile,))
+            actual = propagate(
+                maps, kernels, biases, LSP26, direction="both", activate="before", backend="triton"
+            )
+            close(actual, expected, dtype)
+
+    def test_float32_is_multiplied_as_torch_does(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        maps, kernels, biases = released(torch.float32, 1)
+        exact = propagate(maps, kernels, biases, LSP26, direction="both", backend="triton")
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+        rounded = propagate(maps, kernels, biases, LSP26, direction="both", backend="triton")
+        assert not torch.equal(rounded, exact)
+        assert (rounded - exact).abs().max() <= TOLERANCES[torch.float16] * exact.abs().max()
+
+    def test_a_graph_replays_bit_for_bit(self) -> None:
+        maps, kernels, biases = released(torch.float16, 1)
+        other = released(torch.float16, 2)[0][1:].clone(memory_format=torch.preserve_format)
+
+        def run() -> Tensor:
+            return propagate(maps, kernels, biases, LSP26, direction="both", backend="triton")
+
+        with torch.no_grad():
+            first = run().clone()  # also compiles and makes the tables
+            maps_first = maps.clone()
+            stream = torch.cuda.Stream()
+            graph = torch.cuda.CUDAGraph()
+            torch.cuda.synchronize()
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                result = run()
+            maps.copy_(other)
+            graph.replay()
+            torch.cuda.synchronize()
+            assert torch.equal(result, run())
+            maps.copy_(maps_first)
+            graph.replay()
+            torch.cuda.synchronize()
+            assert torch.equal(result, first)
+
+    def test_gradients_are_those_of_the_reference(self) -> None:
+        maps, kernels, biases = released(torch.float32, 1, side=20)
+        weight = torch.rand(maps.shape, device="cuda")
+        found = []
+        for backend in ("triton", "reference"):
+            leaves = [x.detach().requires_grad_() for x in (maps, *kernels, *biases)]
+            result = propagate(
+                leaves[0], leaves[1:3], leaves[3:], LSP26, direction="both", backend=backend
+            )
+            found.append(torch.autograd.grad((result * weight).sum(), leaves))
+        for actual, expected in zip(*found, strict=True):
+            # a ReLU whose sum is rounded to the other side of 0 lets a gradient through or not
+            assert (actual - expected).norm() <= 1e-3 * expected.norm()
+
+    def test_structured_predicts_as_on_the_cpu(self) -> None:
+        network = Structured(14, fcn6_channels=32, part_channels=32, transform_mid_channels=16)
+        seed_weights(network.eval())
+        image = 2 * uniform("image", (2, 3, 64, 80)) - 1
+        with torch.no_grad():
+            expected = network.predict(image)
+            network = network.to("cuda", memory_format=torch.channels_last)
+            actual = network.predict(image.cuda())
+        assert (actual.cpu() - expected).abs().max() <= 1e-4
