@@ -11,7 +11,7 @@ import pytest
 from fastpose import ops
 from fastpose.detect.regions import OVERLAP, SMALLEST, pool_regions, select_proposals
 from fastpose.models import DETECTORS
-from fastpose.models.anchors import anchors, encode, overlaps, pooled_level
+from fastpose.models.anchors import anchors, clip, encode, overlaps, pooled_level
 
 SPEC = replace(DETECTORS["fpn-light"], size=(128, 192), canonical=40.0, width=3, pool=7)
 SIZE = SPEC.size
@@ -234,6 +234,28 @@ def test_at_most_as_many_as_asked_the_surest():
     np.testing.assert_array_equal(few, many[:7])
     np.testing.assert_array_equal(surest, sure[:7])
     assert select(logits, deltas, limit=0)[0].shape == (0, 4)
+
+
+@pytest.mark.parametrize("score", [0.0, 0.2, 0.5, 0.9, 1.0])
+def test_a_least_score_drops_what_is_below_and_changes_nothing_above(score):
+    rng = np.random.default_rng(0)
+    logits, deltas = quiet()
+    logits[:] = 2 * rng.standard_normal(len(logits))
+    deltas[:] = 0.3 * rng.standard_normal(deltas.shape)
+    every, scores = select(logits, deltas, limit=5000)
+    boxes, found = select_proposals(logits, deltas, SPEC, SIZE, 5000, floor=score)
+    np.testing.assert_array_equal(boxes, every[scores >= score])
+    np.testing.assert_array_equal(found, scores[scores >= score])
+
+
+def test_of_equal_anchors_the_first_are_looked_at():
+    spec = replace(SPEC, per_level=3)
+    around, levels = anchors(spec, SIZE)
+    logits, deltas = quiet()
+    logits[np.flatnonzero(levels == 1)[[50, 90, 91, 150, 151, 152]]] = 0, 0, 2, 0, 0, -1
+    boxes, _ = select(logits, deltas, spec=spec, limit=3)
+    expected = np.flatnonzero(levels == 1)[[91, 50, 90]]
+    np.testing.assert_allclose(boxes, clip(around[expected], SIZE), atol=1e-3)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

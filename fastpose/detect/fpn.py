@@ -33,15 +33,15 @@ class Halves(Protocol):
 
     reads_device: bool
 
-    def propose(self, frame: Array, affine: Doubles) -> tuple[Floats, Floats]:
-        """Boxes of a frame that are worth a closer look.
+    def propose(self, frame: Array, affine: Doubles) -> Floats:
+        """The promising boxes of a frame.
 
         Args:
             frame: [H, W, 3] uint8 BGR.
             affine: [1, 2, 3] input -> frame pixel.
 
         Returns:
-            As `select_proposals`.
+            [P, 4] in input pixels from its outer edge, at most `spec.proposals`.
 
         Raises:
             EngineError: this is closed, or the runtime failed.
@@ -111,8 +111,7 @@ class TwoStageDetector:
         spec = self._spec
         height, width = frame.shape[:2]
         affine = person_affines(frame_box(height, width), spec.window)
-        proposals, promise = self._halves.propose(frame, affine)
-        proposals = proposals[promise >= spec.promising]
+        proposals = self._halves.propose(frame, affine)
         if len(proposals) == 0:
             return Boxes.empty()
         boxes, scores = self._classify(proposals)
@@ -153,15 +152,21 @@ class HostHalves:
         self._windows = np.zeros((spec.batch, spec.width, spec.pool, spec.pool), np.float32)
         self._pyramid: list[Floats] = []
 
-    def propose(self, frame: Array, affine: Doubles) -> tuple[Floats, Floats]:
+    def propose(self, frame: Array, affine: Doubles) -> Floats:
         """See `Halves`."""
         spec = self._spec
         crop_affines(frame, affine, spec.window, out=self._image)
         found = self._proposer({"image": self._image})
         self._pyramid = [found[f"p{level}"] for level in range(spec.pooled)]
-        return select_proposals(
-            found["objectness"][0], found["deltas"][0], spec, spec.size, spec.proposals
+        boxes, _ = select_proposals(
+            found["objectness"][0],
+            found["deltas"][0],
+            spec,
+            spec.size,
+            spec.proposals,
+            floor=spec.promising,
         )
+        return boxes
 
     def classify(self, boxes: Floats) -> tuple[Floats, Floats]:
         """See `Halves`."""

@@ -18,7 +18,7 @@ from fastpose.engines import Graph
 from fastpose.errors import EngineError
 from fastpose.geometry import Doubles
 from fastpose.graph import Block, FrameMemory, capture, host_tensor, memory_pool, wait
-from fastpose.models.anchors import anchors, pooled_level
+from fastpose.models.anchors import anchors
 from fastpose.models.spec import DetectorSpec
 from fastpose.ops.choose import Array
 from fastpose.types import Floats
@@ -71,21 +71,25 @@ class GraphHalves:
         self._first: _Proposals | None = _Proposals(spec, proposer, pool)
         self._second: _Regions | None = _Regions(spec, head, self._first, pool)
 
-    def propose(self, frame: Array, affine: Doubles) -> tuple[Floats, Floats]:
+    def propose(self, frame: Array, affine: Doubles) -> Floats:
         """See `fpn.Halves`; the frame may be a tensor on the device, which is read in place."""
         if self._first is None:
             raise self._closed()
         (placed,) = self._frames.upload([frame])
         kept, logits, deltas = self._first(placed, affine)
         spec = self._spec
-        return choose_boxes(kept, logits, deltas, spec, spec.size, spec.proposals)
+        boxes, _ = choose_boxes(
+            kept, logits, deltas, spec, spec.size, spec.proposals, floor=spec.promising
+        )
+        return boxes
 
     def classify(self, boxes: Floats) -> tuple[Floats, Floats]:
         """See `fpn.Halves`."""
         if self._second is None:
             raise self._closed()
-        batch = self._spec.batch
-        parts = [self._second(boxes[i : i + batch]) for i in range(0, len(boxes), batch)]
+        level, affines = region_affines(boxes, self._spec)
+        runs = (slice(i, i + self._spec.batch) for i in range(0, len(boxes), self._spec.batch))
+        parts = [self._second(level[rows], affines[rows]) for rows in runs]
         logits, deltas = (np.concatenate(rows) for rows in zip(*parts, strict=True))
         return logits, deltas
 
@@ -188,17 +192,18 @@ class _Regions:
         self._deltas = host_tensor((spec.batch, classes, 4), torch.float32, device)
         self._replay = capture(self._run, device, pool)
 
-    def __call__(self, boxes: Floats) -> tuple[Floats, Floats]:
-        """Logits [R, classes + 1] and deltas [R, classes, 4] of boxes [R, 4], at most a batch."""
-        affines = self._given.host["affines"]
-        affines[:] = np.nan  # in every level but a box's own its window is border, which is 0
-        level = pooled_level(self._spec, boxes)
-        for index in range(self._spec.pooled):
-            rows = np.flatnonzero(level == index)
-            affines[index, rows] = region_affines(boxes[rows], index, self._spec)
+    def __call__(self, level: Indices, affines: Floats) -> tuple[Floats, Floats]:
+        """Logits [R, classes + 1] and deltas [R, classes, 4] of R windows, at most a batch.
+
+        Args:
+            level: [R] of the pyramid.
+            affines: [R, 2, 3] window -> cell of that level.
+        """
+        given, count = self._given.host["affines"], len(level)
+        given[:] = np.nan  # in every level but its own a window is border, which is 0
+        given[level, np.arange(count)] = affines
         self._replay()
         wait(self._head.device)
-        count = len(boxes)
         return self._logits.numpy()[:count].copy(), self._deltas.numpy()[:count].copy()
 
     def _run(self) -> None:

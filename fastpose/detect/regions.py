@@ -22,7 +22,13 @@ REGION_AREA = 2  # bilinear samples a cell of a window of features, on each axis
 
 
 def select_proposals(
-    logits: Floats, deltas: Floats, spec: DetectorSpec, size: tuple[int, int], limit: int
+    logits: Floats,
+    deltas: Floats,
+    spec: DetectorSpec,
+    size: tuple[int, int],
+    limit: int,
+    *,
+    floor: float = 0.0,
 ) -> tuple[Floats, Floats]:
     """The boxes of one picture that are worth a closer look.
 
@@ -35,6 +41,7 @@ def select_proposals(
         spec: the detector.
         size: (h, w) of the input.
         limit: most boxes.
+        floor: their least score. What is below costs time, and changes nothing above.
 
     Returns:
         [P, 4] in input pixels from its outer edge, by falling score, and [P] scores from 0 to 1.
@@ -46,7 +53,7 @@ def select_proposals(
         [start + _highest(ranks[start:stop], spec.per_level) for start, stop in _stretches(levels)]
     )
     kept = kept[sound[kept]]
-    return choose_boxes(kept, logits[kept], deltas[kept], spec, size, limit)
+    return choose_boxes(kept, logits[kept], deltas[kept], spec, size, limit, floor=floor)
 
 
 def choose_boxes(
@@ -56,6 +63,8 @@ def choose_boxes(
     spec: DetectorSpec,
     size: tuple[int, int],
     limit: int,
+    *,
+    floor: float = 0.0,
 ) -> tuple[Floats, Floats]:
     """`select_proposals` for those who have the highest anchors of each level already.
 
@@ -66,6 +75,7 @@ def choose_boxes(
         spec: as there.
         size: as there.
         limit: as there.
+        floor: as there.
 
     Returns:
         As there.
@@ -77,7 +87,7 @@ def choose_boxes(
     sides = boxes[:, 2:] - boxes[:, :2]
     scores[~(np.isfinite(sides) & (sides >= SMALLEST)).all(axis=1)] = np.nan
     order, found = ops.suppress_boxes(
-        boxes, scores.astype(np.float32), iou=OVERLAP, floor=0.0, classes=levels[kept]
+        boxes, scores.astype(np.float32), iou=OVERLAP, floor=floor, classes=levels[kept]
     )
     return boxes[order[:limit]], found[:limit]
 
@@ -112,14 +122,14 @@ def pool_regions(
     Returns:
         [R, C, pool, pool], numpy or torch as the pyramid, differentiable in it.
     """
-    level = pooled_level(spec, boxes)
+    level, affines = region_affines(boxes, spec)
     parts = []
     for index, features in enumerate(pyramid):
         rows = np.flatnonzero(level == index)
         parts.append(
             ops.warp(
                 features,
-                _like(features, region_affines(boxes[rows], index, spec)),
+                _like(features, affines[rows]),
                 (spec.pool, spec.pool),
                 source=_like(features, source[rows]),
                 layout="chw",
@@ -134,12 +144,21 @@ def pool_regions(
     return torch.cat(parts)[torch.from_numpy(place).to(parts[0].device)]
 
 
-def region_affines(boxes: Floats, level: int, spec: DetectorSpec) -> Floats:
-    """[R, 2, 3] window -> cell of the pyramid's level, for boxes [R, 4] in input pixels."""
-    # the input's edge is half a cell before the centre of the level's first cell
-    cells = boxes / spec.strides[level] - 0.5
+def region_affines(boxes: Floats, spec: DetectorSpec) -> tuple[Indices, Floats]:
+    """Where windows of features are cut from.
+
+    Args:
+        boxes: [R, 4] in input pixels from its outer edge, each with an area.
+        spec: the detector.
+
+    Returns:
+        The pyramid's level [R] of each box, and affines [R, 2, 3], window -> cell of that level.
+    """
+    level = pooled_level(spec, boxes)
+    # the input's edge is half a cell before the centre of a level's first cell
+    cells = boxes / np.array(spec.strides, np.float32)[level, None] - 0.5
     affines = boxes_to_affines(cells, (spec.pool, spec.pool), aspect="stretch")
-    return affines.astype(np.float32)
+    return level, affines.astype(np.float32)
 
 
 def _like(features: Array, values: npt.NDArray) -> Array:
