@@ -153,6 +153,8 @@ def describe(row: Mapping[str, Any]) -> str:
         words.append(against("share_of_matmul", f"{row['share_of_matmul']:.2f} of matmul"))
     if row.get("overhead") is not None:
         words.append(against("overhead", f"overhead {100 * row['overhead']:.1f} %"))
+        words.append(f"network {row['network_us']:.0f} eager {row['eager_us']:.0f}")
+        words.append(f"host +{row['host_us']:.0f} us")
     for name, peer in row.get("peers", {}).items():
         ratio = peer.get("ratio")
         words.append(against(name, f"{name} {ratio:.1f}x" if ratio else f"{name} failed"))

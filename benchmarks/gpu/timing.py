@@ -35,7 +35,7 @@ LONG_ENOUGH = 10_000.0  # microseconds of launches to put into one graph, going 
 LAUNCHES = (50, 300)  # that many at least, if calls are short; that many at most
 SHORT = 400.0  # microseconds of an eager call, which is mostly the host's
 ROUNDS = (5, 25)
-PATIENCE = 0.4e6  # microseconds to replay for
+PATIENCE = 0.3e6  # microseconds to replay for
 NODE_US = 5.0  # at most, for one launch in a graph, where the bytes count for nothing
 FEW = 8  # people, up to where that is so
 
@@ -129,8 +129,7 @@ class Bench:
             raise SystemExit(f"{parser.prog}: there is no CUDA device; --dry-run needs none")
         self.device = torch.device("cpu" if self.dry else "cuda")
         self.report = Report(args.out)
-        self._command = f"python benchmarks/gpu/{Path(file).name}"
-        self._about = describe_machine(self._command, self.dry)
+        self._about = describe_machine(f"python benchmarks/gpu/{Path(file).name}", self.dry)
         seed = 0 if self.dry else time.time_ns() % 2**31
         self._about["seed"] = seed
         self._generator = torch.Generator(self.device).manual_seed(seed)
@@ -140,10 +139,11 @@ class Bench:
         if args.resume:
             rows = self.report.read()["rows"]
             self._known = {(row["op"], row["case"]) for row in rows}
-            mine = (row for row in rows if row["command"] == self._command)
+            mine = (row for row in rows if row["command"] == self._about["command"])
             self.failed = any(row["status"] != "ok" for row in mine)
         self.report.set(about={k: v for k, v in self._about.items() if k != "command"})
         if not self.dry:
+            gc.freeze()  # what is imported stays: no search through it after every row
             warm_up_clocks()
 
     def kernel(self, name: str) -> str:

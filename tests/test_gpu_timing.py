@@ -1,0 +1,199 @@
+"""The timer of the GPU programs, on a device whose kernels take as long as they are told."""
+
+import importlib
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+PROGRAMS = Path(__file__).parents[1] / "benchmarks" / "gpu"
+LAUNCH_US = 20.0  # what a launch costs outside of a graph
+
+
+class Device:
+    """A clock in microseconds that kernels move on, and torch.cuda's names for it."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.capturing = False
+        self.lost = False
+
+    def kernel(self, us: float) -> None:
+        self.now += us if self.capturing else us + LAUNCH_US
+
+    def synchronize(self) -> None:
+        if self.lost:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    def event(self, enable_timing: bool) -> SimpleNamespace:
+        event = SimpleNamespace(synchronize=self.synchronize)
+        event.record = lambda: setattr(event, "at", self.now)
+        event.elapsed_time = lambda end: (end.at - event.at) / 1e3
+        return event
+
+    @contextmanager
+    def graph(self, graph, capture_error_mode):
+        begin, self.capturing = self.now, True
+        try:
+            yield
+        finally:
+            cost, self.now, self.capturing = self.now - begin, begin, False
+        graph.replay = lambda: setattr(self, "now", self.now + cost)
+
+
+@pytest.fixture
+def device(monkeypatch):
+    device = Device()
+    monkeypatch.syspath_prepend(str(PROGRAMS))
+    monkeypatch.setattr(torch.cuda, "Event", device.event)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", SimpleNamespace)
+    monkeypatch.setattr(torch.cuda, "graph", device.graph)
+    monkeypatch.setattr(torch.cuda, "synchronize", device.synchronize)
+    cache = SimpleNamespace(L2_cache_size=50e6)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: cache)
+    return device
+
+
+@pytest.fixture
+def timing(device):
+    return importlib.import_module("timing")
+
+
+@pytest.fixture
+def bench(timing, tmp_path):
+    bench = timing.Bench("program.py", ["--dry-run", "--out", str(tmp_path / "gpu.json")])
+    bench.dry = False
+    bench.report.set(ceilings={"copy_gb_s": 4000.0, "matmul_tflop_s_float16": 800.0})
+    return bench
+
+
+def measured(bench, timing, call, **changes):
+    """The row of one case, the keywords of `Bench.measure` changed."""
+    options = {"sets": 4, "work": timing.Work(bytes=1e7), "check": lambda: 0.0, **changes}
+    bench.measure("op", "case", call, **options)
+    return bench.report.read()["rows"][-1]
+
+
+def test_a_call_is_timed_without_its_launch_and_held_against_floor_and_peers(bench, timing, device):
+    peer = timing.Peer("peer", lambda _: device.kernel(15.0), at_least=3.5)
+    row = measured(
+        bench,
+        timing,
+        lambda _: device.kernel(5.0),
+        peers=[peer],
+        limits={"us": 5.0, "ratio_to_floor": 1.3},
+    )
+    assert row["status"] == "ok"
+    assert row["us"] == pytest.approx(5.0)
+    assert row["floor_us"] == pytest.approx(2.5)  # 10 MB at 4 TB/s
+    assert row["ratio_to_floor"] == pytest.approx(2.0)
+    assert row["gb_s"] == pytest.approx(2000.0)
+    assert row["peers"]["peer"] == {"us": 15.0, "ratio": 3.0}
+    assert row["met"] == {"us": True, "ratio_to_floor": False, "peer": False}
+    assert row["launches"] % 4 == 0
+    assert row["launches"] >= 50
+
+
+def test_products_are_held_against_the_matmul_rate(bench, timing, device):
+    row = measured(
+        bench,
+        timing,
+        lambda _: device.kernel(1000.0),
+        work=timing.Work(flops=4e11, dtype=torch.float16),
+        limits={"share_of_matmul": 0.5},
+    )
+    assert row["tflop_s"] == pytest.approx(400.0)
+    assert row["share_of_matmul"] == pytest.approx(0.5)
+    assert row["met"] == {"share_of_matmul": True}
+
+
+def test_every_set_is_launched_equally_often(bench, timing, device):
+    seen = [0] * 7
+
+    def call(i):
+        if device.capturing:
+            seen[i] += 1
+        device.kernel(3.0)
+
+    measured(bench, timing, call, sets=7)
+    assert len(set(seen)) == 1
+
+
+def test_a_wrong_result_is_never_timed(bench, timing, device):
+    def check():
+        timing.agree(torch.ones(3), torch.tensor([1.0, 1.0, 2.0]), absolute=0.5)
+
+    row = measured(bench, timing, lambda _: device.kernel(5.0), check=check)
+    assert row["status"] == "wrong"
+    assert row["us"] is None
+    assert "differs from the reference by 1" in row["error"]
+    assert device.now == 0.0
+    with pytest.raises(SystemExit):
+        bench.close()
+
+
+def test_a_peer_that_fails_costs_the_row_nothing(bench, timing, device):
+    def broken(_):
+        raise RuntimeError("no kernel image")
+
+    row = measured(
+        bench, timing, lambda _: device.kernel(5.0), peers=[timing.Peer("peer", broken, None, 2.0)]
+    )
+    assert row["status"] == "ok"
+    assert row["us"] == pytest.approx(5.0)
+    assert row["peers"]["peer"] == {"error": "RuntimeError: no kernel image"}
+    assert row["met"] == {"peer": None}
+
+
+def test_what_cannot_be_captured_is_timed_and_fails(bench, timing, device):
+    def call(_):
+        if device.capturing:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        device.kernel(5.0)
+
+    row = measured(bench, timing, call)
+    assert row["status"] == "failed"
+    assert row["timed"] == "eager"
+    assert row["us"] == pytest.approx(5.0 + LAUNCH_US)
+    assert "not permitted" in row["error"]
+
+
+def test_a_lost_device_leaves_the_rest_to_a_new_process(bench, timing, device, monkeypatch):
+    def call(_):
+        device.lost = True
+        device.synchronize()
+
+    started = []
+    monkeypatch.setattr(timing.os, "execv", lambda *args: started.append(args))
+    row = measured(bench, timing, call, check=lambda: call(0))
+    assert row["status"] == "failed"
+    ((_, command),) = started
+    assert command[-1] == "--resume"
+
+    device.lost = False
+    again = timing.Bench("program.py", ["--dry-run", *command[2:]])
+    assert again.failed
+    again.measure("op", "case", call, sets=1, work=timing.Work(), check=lambda: 0.0)
+    assert len(again.report.read()["rows"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("actual", "expected", "fits"),
+    [
+        ([1.0, float("nan")], [1.0, float("nan")], True),
+        ([1.0, float("nan")], [1.0, 2.0], False),
+        ([1.0, 2.0], [1.0, float("nan")], False),
+        ([1.0, float("inf")], [1.0, 2.0], False),
+        ([1.0], [1.0, 2.0], False),
+    ],
+)
+def test_results_agree_only_where_both_are_numbers(timing, actual, expected, fits):
+    for limit in ({"absolute": 0.1}, {"relative": 0.1}):
+        if fits:
+            assert timing.agree(torch.tensor(actual), torch.tensor(expected), **limit) == 0.0
+        else:
+            with pytest.raises(timing.WrongResultError):
+                timing.agree(torch.tensor(actual), torch.tensor(expected), **limit)
