@@ -127,34 +127,41 @@ def boxes_to_affines(
         raise ValueError(f"boxes must be [N, 4], got {list(boxes.shape)}")
     if aspect not in ("fit", "stretch"):
         raise ValueError(f"aspect must be fit or stretch, got {aspect!r}")
-    if not all(0 < p < np.inf for p in np.ravel(padding)):
+    pads = (padding, padding) if np.ndim(padding) == 0 else np.ravel(padding)
+    if not all(0 < pad < np.inf for pad in pads):
         raise ValueError(f"padding must be positive and finite, got {padding}")
     for name, value in (("rotation", rotation), ("flip", flip)):
-        if np.shape(value) not in ((), (len(boxes),)):
+        if not isinstance(value, (int, float)) and np.shape(value) not in ((), (len(boxes),)):
             came = list(np.shape(value))
             raise ValueError(f"{name} must be one value or [{len(boxes)}], got {came}")
     rule = _rule(convention)
-    width = size[1]
-    window = np.array([width, size[0]], np.float64)
-    usable = np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
-    boxes = np.where(usable[:, None], boxes, np.nan)
-    extent = (boxes[:, 2:] - boxes[:, :2]) * padding
+    height, width = size
+    # Boxes come last: numbers and [N] then broadcast alike. For a few people this takes as long as
+    # numpy's calls, so there are few.
+    corners = boxes.T
+    usable = np.isfinite(corners).all(axis=0) & (corners[2:] > corners[:2]).all(axis=0)
+    corners = np.where(usable, corners, np.nan)
+    low, high = corners[:2], corners[2:]
+    across, down = high - low
+    # source pixels per window pixel
     if aspect == "fit":
-        extent = (extent / window).max(axis=1, keepdims=True) * window
-    scale = extent / (window - rule.shrink)  # [N, 2] source pixels per window pixel
-    pivot_x, pivot_y = (window - rule.pivot) / 2
-    # a mirrored window counts its columns from the other end
-    scale[:, 0] *= np.where(flip, -1, 1)
-    pivot_x = np.where(flip, width - 1 - pivot_x, pivot_x)
+        scale = np.maximum(across * (pads[0] / width), down * (pads[1] / height))
+        scale_x = scale * (width / (width - rule.shrink))
+        scale_y = scale * (height / (height - rule.shrink))
+    else:
+        scale_x = across * (pads[0] / (width - rule.shrink))
+        scale_y = down * (pads[1] / (height - rule.shrink))
+    pivot_x, pivot_y = (width - rule.pivot) / 2, (height - rule.pivot) / 2
+    if flip is not False:  # a mirrored window counts its columns from the other end
+        scale_x = np.where(flip, -scale_x, scale_x)
+        pivot_x = np.where(flip, width - 1 - pivot_x, pivot_x)
     angle = np.deg2rad(rotation)
     cos, sin = np.cos(angle), np.sin(angle)
-    affines = np.empty((len(boxes), 2, 3))
-    affines[:, 0, 0], affines[:, 0, 1] = cos * scale[:, 0], -sin * scale[:, 1]
-    affines[:, 1, 0], affines[:, 1, 1] = sin * scale[:, 0], cos * scale[:, 1]
-    centre = (boxes[:, :2] + boxes[:, 2:]) / 2
-    affines[:, :, 2] = centre - affines[:, :, 0] * np.reshape(pivot_x, (-1, 1))
-    affines[:, :, 2] -= affines[:, :, 1] * pivot_y
-    return affines
+    affines = np.empty((2, 3, len(boxes)))
+    affines[0, 0], affines[0, 1] = cos * scale_x, -sin * scale_y
+    affines[1, 0], affines[1, 1] = sin * scale_x, cos * scale_y
+    affines[:, 2] = (low + high) / 2 - affines[:, 0] * pivot_x - affines[:, 1] * pivot_y
+    return np.ascontiguousarray(affines.transpose(2, 0, 1))
 
 
 def compose(outer: Doubles, inner: Doubles) -> Doubles:
