@@ -5,6 +5,7 @@ Everything here also runs on the CPU, without graphs, so that it can be tested w
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -292,26 +293,30 @@ class FrameMemory:
 
 
 def in_graphs(engine: Engine) -> Engine | FrameGraphs:
-    """The engine itself, or in graphs where it enqueues work on CUDA.
-
-    Where kernels for CUDA are missing, a warning names them, and windows and joints stay on the
-    host.
+    """The engine itself, or in graphs where it `goes_in_graphs`.
 
     Raises:
         EngineError: it cannot be captured.
     """
-    place = getattr(engine, "device", None)
+    return FrameGraphs(cast(StreamEngine, engine)) if goes_in_graphs(engine) else engine
+
+
+def goes_in_graphs(network: object) -> bool:
+    """Whether it enqueues work on CUDA, and the kernels are there for what goes round it.
+
+    Where some are missing, a warning names them: all but the network then stays on the host.
+    """
+    place = getattr(network, "device", None)
     if place is None or place.type != "cuda":
-        return engine
+        return False
     missing = [names for names, there in gpu_kernels().items() if not there]
     if missing:
         warnings.warn(
             f"the kernels for {' and '.join(missing)} on CUDA are not installed (the first need "
             "nvcc when fastpose is installed, the others Triton): only the network runs there",
-            stacklevel=3,
+            stacklevel=4,
         )
-        return engine
-    return FrameGraphs(cast(StreamEngine, engine))
+    return not missing
 
 
 def capture(run: Callable[[], None], device: torch.device, pool: Any = None) -> Callable[[], None]:
@@ -334,7 +339,7 @@ def capture(run: Callable[[], None], device: torch.device, pool: Any = None) -> 
         run()
         return run
     with torch.cuda.device(device), torch.no_grad():
-        side = torch.cuda.Stream(device)
+        side = _side_stream(device)
         side.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side):
             for _ in range(WARM_UP):
@@ -349,6 +354,13 @@ def capture(run: Callable[[], None], device: torch.device, pool: Any = None) -> 
             reason = str(error).partition("\n")[0]
             raise EngineError(f"the work cannot be captured as a CUDA graph: {reason}") from None
     return graph.replay
+
+
+@functools.lru_cache(maxsize=16)  # libraries keep a workspace for every stream they meet
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    import torch
+
+    return torch.cuda.Stream(device)
 
 
 def memory_pool(device: torch.device) -> Any:

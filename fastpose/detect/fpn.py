@@ -13,6 +13,7 @@ from fastpose.detect.fpn_graphs import GraphHalves
 from fastpose.detect.regions import pool_regions, select_proposals
 from fastpose.engines import Graph
 from fastpose.geometry import Doubles, apply, frame_box
+from fastpose.graph import goes_in_graphs
 from fastpose.models.anchors import HEAD_WEIGHTS, clip, decode
 from fastpose.models.spec import DetectorSpec
 from fastpose.ops.choose import Array
@@ -133,12 +134,7 @@ class TwoStageDetector:
 
 def _halves(spec: DetectorSpec, proposer: Any, head: Any) -> Halves:
     """The halves in CUDA graphs where they compute on CUDA, else as they are."""
-    return (GraphHalves if _is_on_cuda(proposer) else HostHalves)(spec, proposer, head)
-
-
-def _is_on_cuda(graph: Any) -> bool:
-    device = getattr(graph, "device", None)
-    return device is not None and bool(device.type == "cuda")
+    return (GraphHalves if goes_in_graphs(proposer) else HostHalves)(spec, proposer, head)
 
 
 class HostHalves:
