@@ -648,12 +648,12 @@ class TestOnCuda:
     ) -> None:
         from fastpose.ops.triton import propagate as module
 
-        capability = module._hardware(torch.device("cuda", torch.cuda.current_device()))[0]
         maps, kernels, biases = released(dtype, 1)
         exact = on("cuda", torch.float32, (maps, kernels, biases))
         expected = propagate_reference(*exact, LSP26, direction="both", activate="before")
-        for tile in module.TILES[capability]["16-bit"]:
-            monkeypatch.setitem(module.TILES[capability], "16-bit", (tile,))
+        tiles, _ = module._hardware(maps.device, "16-bit")
+        for tile in tiles:
+            monkeypatch.setattr(module, "_hardware", lambda *_, tile=tile: ((tile,), 1))
             actual = propagate(
                 maps, kernels, biases, LSP26, direction="both", activate="before", backend="triton"
             )

@@ -10,6 +10,7 @@ it the 64 rows that it wants, pixels the up to 256 columns.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -32,8 +33,6 @@ class Tile(NamedTuple):
         channels, pixels: of the result, powers of 2.
         depth: channels of the source in a step, a power of 2.
         warps, stages: launch options.
-        cache: of the cells of the source, as Triton's `cache_modifier`: ".ca" keeps them in the
-            first-level cache, "" reads past it.
     """
 
     channels: int
@@ -41,39 +40,36 @@ class Tile(NamedTuple):
     depth: int
     warps: int
     stages: int
-    cache: str = ".ca"
 
 
 # By compute capability, then by arithmetic: "16-bit" is float16 and bfloat16. A step reads
 # (channels + pixels) * depth values for channels * pixels * depth products, and the second-level
 # cache, not the tensor cores, sets the pace; so the tiles are as large as the registers allow
-# without a spill in every Triton that is supported, with smaller ones for few pixels. The taps of
-# one row of a kernel read nearly the same cells: seven times from the first-level cache, but the
-# weights only once, past it.
+# without a spill in every Triton that is supported, with smaller ones for few pixels.
 TILES: dict[int, dict[str, tuple[Tile, ...]]] = {
     80: {
         "16-bit": (Tile(64, 64, 64, 4, 4), Tile(64, 256, 64, 8, 3), Tile(128, 128, 64, 8, 4)),
         "tf32": (Tile(64, 64, 32, 4, 4), Tile(128, 128, 32, 8, 4)),
-        "ieee": (Tile(64, 64, 16, 8, 2),),
+        "ieee": (Tile(64, 64, 32, 8, 2),),
     },
     90: {
         "16-bit": (Tile(64, 128, 64, 4, 4), Tile(64, 256, 64, 8, 4), Tile(128, 256, 64, 8, 3)),
         "tf32": (Tile(64, 128, 32, 4, 4), Tile(128, 128, 32, 8, 4)),
-        "ieee": (Tile(64, 64, 16, 8, 2),),
+        "ieee": (Tile(64, 64, 32, 8, 2),),
     },
     # sm_86, sm_89 and sm_120 have 99 KiB of shared memory for a program, the least of all
     120: {
         "16-bit": (Tile(64, 64, 64, 4, 4), Tile(64, 256, 64, 8, 3), Tile(128, 128, 64, 8, 3)),
         "tf32": (Tile(64, 64, 32, 4, 4), Tile(128, 128, 32, 8, 3)),
-        "ieee": (Tile(64, 64, 16, 8, 2),),
+        "ieee": (Tile(64, 64, 32, 8, 2),),
     },
 }
 OTHERS = 120  # whose tiles a capability takes that is not listed
 
-# Products that cost as much time as to read one value. A multiprocessor of an H200 makes 2048 in a
-# clock, for which the second-level cache sends it some 12 values of 16 bits (at 5.5 TB/s, which is
-# assumed, not measured); the first-level cache is expected to spare it more than half of them.
-READ = 64
+# Products that take as long as it takes to read one value: a multiprocessor of an H200 makes 2048
+# in a clock, and the second-level cache may send it 12 to 16 values of 16 bits in one, if its
+# bandwidth is 5.5 to 7 TB/s, as is assumed.
+READ = 128
 
 COPY_PIXELS, COPY_CHANNELS = 32, 128  # a program's part of a map that receives nothing
 
@@ -108,7 +104,7 @@ def _convolve(
     source_map, source_image, source_row, source_column,
     raw_map, raw_image, raw_row, raw_column, target_map, target_column,
     C_IN: tl.constexpr, C_OUT: tl.constexpr, SIDE: tl.constexpr, RAW: tl.constexpr,
-    PRECISION: tl.constexpr, CACHE: tl.constexpr,
+    PRECISION: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """ReLU(raw + the sum over a job's edges of (kernel * source + bias)), one tile of it.
@@ -160,8 +156,8 @@ def _convolve(
         origin, kernel = tl.load(edges + 2 * edge), tl.load(edges + 2 * edge + 1).to(tl.int64)
         edge_cells = cells + origin.to(tl.int64) * source_map
         edge_weights = weights + kernel * (C_OUT * TAPS * C_IN)
-        # Counters instead of a division of the step. The taps change fastest, so that what a tile
-        # reads next is nearly what it has just read.
+        # Counters instead of a division of the step. The taps change fastest: what a tile reads
+        # next is nearly what it has just read.
         ky, kx, depth = 0, 0, 0
         for _ in range(DEPTHS * TAPS):
             shift = (ky - HALF) * source_row + (kx - HALF) * source_column + depth
@@ -173,7 +169,7 @@ def _convolve(
                 inside = inside & (k < C_IN - depth)[:, None]
                 wanted = (c < C_OUT)[:, None] & (k < C_IN - depth)[None, :]
                 factors = tl.load(edge_weights + factor, mask=wanted, other=0.0)
-            values = tl.load(edge_cells + shift, mask=inside, other=0.0, cache_modifier=CACHE)
+            values = tl.load(edge_cells + shift, mask=inside, other=0.0)
             sums = tl.dot(factors, values, sums, input_precision=PRECISION)
             kx += 1
             ky = tl.where(kx == SIDE, ky + 1, ky)
@@ -300,21 +296,26 @@ def _launch_levels(
     shape = raw.shape[1:4]
     between = [raw.new_empty(plan.widest, *shape, kernel.shape[1]) for kernel in kernels[:-1]]
     last = len(kernels) - 1
+    precision = _precision(raw)
+    tiles, processors = _hardware(raw.device, precision if raw.dtype == torch.float32 else "16-bit")
     for level in plan.levels:
         for i, (kernel, bias) in enumerate(zip(kernels, biases, strict=True)):
-            _launch_convolve(
+            jobs = level.targets if i == last else level.messages
+            convolve(
                 refined if i == 0 else between[i - 1],
                 kernel,
                 bias,
                 raw,
                 refined if i == last else between[i],
-                level.targets if i == last else level.messages,
+                jobs,
                 level.sources if i == 0 else level.passed_on,
                 activate if i == last else "none",
+                precision,
+                best_tile(tiles, kernel.shape[1], math.prod(shape), len(jobs), processors),
             )
 
 
-def _launch_convolve(
+def convolve(
     source: Tensor,
     kernel: Tensor,
     bias: Tensor,
@@ -323,11 +324,12 @@ def _launch_convolve(
     jobs: Tensor,
     edges: Tensor,
     own: str,
+    precision: str,
+    tile: Tile,
 ) -> None:
+    """Launch `_convolve`, whose arguments these are."""
     _, n, h, w, c_in = source.shape
     c_out, side = kernel.shape[1:3]
-    precision = _precision(source)
-    tile = _tile(source.device, source.dtype, precision, c_out, n * h * w, len(jobs))
     grid = (triton.cdiv(n * h * w, tile.pixels) * triton.cdiv(c_out, tile.channels) * len(jobs),)
     _convolve[grid](
         source, kernel, bias, raw, target, jobs, edges, n * h * w, h, w, *source.stride()[:4],
@@ -346,7 +348,6 @@ def _constants(
         "SIDE": side,
         "RAW": own,
         "PRECISION": precision,
-        "CACHE": tile.cache,
         "BLOCK_C": tile.channels,
         "BLOCK_P": tile.pixels,
         "BLOCK_K": min(tile.depth, max(16, triton.next_power_of_2(c_in))),
@@ -363,14 +364,6 @@ def _precision(maps: Tensor) -> str:
     else:
         allowed = torch.backends.cudnn.allow_tf32
     return "tf32" if allowed else "ieee"
-
-
-def _tile(
-    device: torch.device, dtype: torch.dtype, precision: str, channels: int, pixels: int, jobs: int
-) -> Tile:
-    capability, processors = _hardware(device)
-    arithmetic = precision if dtype == torch.float32 else "16-bit"
-    return best_tile(TILES[capability][arithmetic], channels, pixels, jobs, processors)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -395,14 +388,14 @@ def best_tile(
     return min(tiles, key=end)
 
 
-@functools.lru_cache(maxsize=16)
-def _hardware(device: torch.device) -> tuple[int, int]:
-    """The capability among `TILES`, and how many multiprocessors there are."""
+@functools.lru_cache(maxsize=64)
+def _hardware(device: torch.device, arithmetic: str) -> tuple[tuple[Tile, ...], int]:
+    """The device's tiles for that arithmetic, and how many multiprocessors it has."""
     if device.type != "cuda":
-        return OTHERS, 1  # the interpreter has neither
+        return TILES[OTHERS][arithmetic], 1  # the interpreter
     found = torch.cuda.get_device_properties(device)
-    capability = 10 * found.major + found.minor
-    return capability if capability in TILES else OTHERS, found.multi_processor_count
+    tiles = TILES.get(10 * found.major + found.minor, TILES[OTHERS])
+    return tiles[arithmetic], found.multi_processor_count
 
 
 class _Level(NamedTuple):
