@@ -49,6 +49,7 @@ ISA_FLAGS = {
         "-Wno-maybe-uninitialized",
     ],
 }
+ISA_FLAGS["_avx512vbmi"] = [*ISA_FLAGS["_avx512"], "-mavx512vbmi", "-mavx512vnni"]
 NVCC_FLAGS = [
     "-shared",
     "-std=c++17",

@@ -37,6 +37,7 @@ struct Warp {
   fastpose::Windows windows;
   fastpose::WarpOutput out;
   fastpose::Isa isa;
+  bool vbmi;
 
   Warp(const Array<float>& affines, const Integers& source, const Integers& areas,
        py::array& result, const Array<float>& scale, const Array<float>& shift, float border,
@@ -51,12 +52,13 @@ struct Warp {
                 border},
         out{result.mutable_data(), scale.data(),  shift.data(), size(result, channels_last ? 3 : 1),
             real_type(result),     channels_last, swap_rb},
-        isa(parse_isa(isa_name)) {}
+        isa(parse_isa(isa_name)),
+        vbmi(isa_name == "auto" && fastpose::has_vbmi()) {}
 };
 
 void warp_frames(const fastpose::ByteFrames& frames, const Warp& warp) {
   const py::gil_scoped_release nogil;
-  fastpose::warp_bytes(frames, warp.windows, warp.out, warp.isa);
+  fastpose::warp_bytes(frames, warp.windows, warp.out, warp.isa, warp.vbmi);
 }
 
 void warp_bytes(const py::array_t<uint8_t>& frames, const Array<float>& affines,

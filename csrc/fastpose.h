@@ -62,7 +62,9 @@ struct WarpOutput {
   bool channels_last, swap_rb;
 };
 
-void warp_bytes(const ByteFrames& frames, const Windows& windows, const WarpOutput& out, Isa isa);
+// `vbmi`: windows that are not turned by the byte permutations that go beyond Isa::Avx512.
+void warp_bytes(const ByteFrames& frames, const Windows& windows, const WarpOutput& out, Isa isa,
+                bool vbmi);
 void warp_maps(const FloatMaps& maps, const Windows& windows, const WarpOutput& out, Isa isa);
 
 enum class DecodeMethod { Argmax, Quarter, Parabola, Taylor, Dark, Udp, Soft, Cpn };

@@ -18,6 +18,15 @@ Isa best_isa() {
 #endif
 }
 
+bool has_vbmi() {
+#if defined(__x86_64__)
+  return best_isa() == Isa::Avx512 && __builtin_cpu_supports("avx512vbmi") &&
+         __builtin_cpu_supports("avx512vnni");
+#else
+  return false;
+#endif
+}
+
 const char* isa_name(Isa isa) {
   switch (isa) {
     case Isa::Avx512:

@@ -1,6 +1,7 @@
 """Types of the compiled CPU kernels. Arguments are checked in `fastpose.ops`, not here.
 
-`isa` is "auto", "scalar", "avx2" or "avx512"; one that the processor lacks raises ValueError.
+`isa` is "auto", "scalar", "avx2" or "avx512"; one that the processor lacks raises ValueError. Only
+"auto" goes beyond "avx512": to VBMI and VNNI, in `warp_bytes` and `warp_table`.
 """
 
 import numpy as np

@@ -8,6 +8,7 @@
 #include "affine.h"
 #include "fastpose.h"
 #include "pool.h"
+#include "warp_lookup.h"
 #include "warp_rows.h"
 #include "warp_store.h"
 
@@ -61,6 +62,14 @@ const WarpRows& rows_of(Isa isa) {
 #endif
   (void)isa;
   return scalar;
+}
+
+ChoosePermute permute_of(bool vbmi) {
+#if defined(__x86_64__)
+  if (vbmi) return permute_avx512vbmi();
+#endif
+  (void)vbmi;
+  return nullptr;
 }
 
 // --- output ------------------------------------------------------------------------------------
@@ -118,12 +127,13 @@ struct Image {
 // One thread's working memory and the rows of one window after another.
 class ByteWarper {
  public:
-  ByteWarper(const ByteFrames& frames, const Windows& windows, const WarpOutput& out,
-             const WarpRows& rows)
+  ByteWarper(const ByteFrames& frames, const Windows& windows, const WarpOutput& out, Isa isa,
+             bool vbmi)
       : frames_(frames),
         windows_(windows),
         out_(out),
-        rows_(rows),
+        rows_(rows_of(isa)),
+        choose_permute_(permute_of(vbmi)),
         pitch_((windows.width + kMaxLanes - 1) / kMaxLanes * kMaxLanes),
         planes_(kBytes * pitch_),
         border_(kBytes * pitch_),
@@ -134,6 +144,13 @@ class ByteWarper {
     area_ = windows_.area_of(window);
     image_ = image_of(windows_.source_of(window));
     const bool separable = affine.finite() && affine.axis_aligned();
+    if (separable && choose_permute_ && image_.data &&
+        lookup_.find(affine, windows_.width, area_, image_.width, image_.border)) {
+      permute_ = choose_permute_(lookup_, out_.channels_last ? Real::F32 : out_.type);
+      find_planes(window);
+      for (int v = begin; v < end; ++v) permute_row(affine, window, v);
+      return;
+    }
     if (separable) find_columns(affine);
     for (int v = begin; v < end; ++v) {
       if (separable)
@@ -248,6 +265,56 @@ class ByteWarper {
       for (int u = begin; u < end; ++u) put(planes + c * pitch_ + u, image_.border, add);
   }
 
+  // Where the rows of a window go whose columns are in `lookup_`: to the output or, if channels are
+  // interleaved there, to `planes_`.
+  void find_planes(int64_t window) {
+    const int64_t row = windows_.width * (out_.type == Real::F32 ? 4 : 2);
+    sum_.terms.resize(2 * area_);
+    output_.row_bytes = out_.channels_last ? 0 : row;
+    for (int c = 0; c < kBytes; ++c) {
+      const int from = out_.swap_rb ? kBytes - 1 - c : c;
+      if (out_.channels_last) {
+        output_.to[c] = reinterpret_cast<char*>(&planes_[c * pitch_]);
+        output_.scale[c] = 1.0f / kWeightOne;
+        output_.shift[c] = 0;
+      } else {
+        output_.to[from] =
+            static_cast<char*>(out_.data) + (window * kBytes + c) * windows_.height * row;
+        output_.scale[from] = out_.scale[c] / static_cast<float>(area_ * area_ * kWeightOne);
+        output_.shift[from] = out_.shift[c];
+      }
+    }
+  }
+
+  // A row of such a window, from the source rows to the output.
+  void permute_row(const Affine& affine, int64_t window, int v) {
+    sum_.count = 0;
+    sum_.inside = sum_.outside = 0;
+    for (int j = 0; j < area_; ++j) {
+      Between y{-2, 0};  // both taps outside
+      find_between(affine.y(0, v + subpixel(j, area_)), image_.height, &y);
+      add_term(y.low, 1 - y.fraction);
+      add_term(y.low + 1, y.fraction);
+    }
+    permute_(lookup_, sum_, output_, v);
+    if (out_.channels_last) store(window, v, {planes_.data(), nullptr, 1, 0});
+  }
+
+  // Adds a share of source row y.
+  void add_term(int y, float weight) {
+    if (weight == 0) return;
+    if (y < 0 || y >= image_.height) {
+      sum_.outside += weight * static_cast<float>(area_ * kWeightOne) * image_.border;
+      return;
+    }
+    sum_.inside += weight;
+    const uint8_t* row = image_.data + y * image_.row_stride;
+    int i = 0;
+    while (i < sum_.count && sum_.terms[i].row != row) ++i;
+    if (i == sum_.count) sum_.terms[sum_.count++] = {row, 0};
+    sum_.terms[i].weight += weight;
+  }
+
   // A row of any window: border, edge, interior, edge, border, once for every sample.
   Blend sampled_row(const Affine& affine, int v) {
     const int n = windows_.width, area = area_;
@@ -303,9 +370,14 @@ class ByteWarper {
   const Windows& windows_;
   const WarpOutput& out_;
   const WarpRows& rows_;
+  const ChoosePermute choose_permute_;  // or null
   const int pitch_;
   std::vector<float> planes_, border_, kept_[2];
   std::vector<Columns> columns_;
+  Lookup lookup_;
+  PermuteRow* permute_ = nullptr;
+  Planes output_{};
+  RowSum sum_;
   Image image_{};
   int area_ = 1;
   int kept_row_[2] = {-1, -1};
@@ -317,9 +389,8 @@ class ByteWarper {
 // each. A tap of weight zero is left out, so that it cannot spread an infinity or NaN.
 class MapWarper {
  public:
-  MapWarper(const FloatMaps& maps, const Windows& windows, const WarpOutput& out,
-            const WarpRows& rows)
-      : maps_(maps), windows_(windows), out_(out), rows_(rows), values_(windows.width) {}
+  MapWarper(const FloatMaps& maps, const Windows& windows, const WarpOutput& out, Isa isa)
+      : maps_(maps), windows_(windows), out_(out), rows_(rows_of(isa)), values_(windows.width) {}
 
   void run(int64_t window, int begin, int end) {
     const Affine affine = Affine::load(windows_.affines + 6 * window);
@@ -399,14 +470,14 @@ class MapWarper {
   std::vector<float> values_;
 };
 
-// All rows of all windows, in pieces; `row_time` is the cost of one in nanoseconds.
-template <class Warper, class Source>
-void warp_all(const Source& source, const Windows& windows, const WarpOutput& out, Isa isa,
-              double row_time) {
+// All rows of all windows, in pieces, each with a warper of its own; `row_time` is the cost of one
+// row in nanoseconds.
+template <class MakeWarper>
+void warp_all(const Windows& windows, double row_time, const MakeWarper& make_warper) {
   const int64_t height = windows.height;
   const auto grain = static_cast<int64_t>(std::max(1.0, kPieceTime / std::max(row_time, 1.0)));
   parallel_for(windows.count * height, grain, [&](int64_t begin, int64_t end) {
-    Warper warper(source, windows, out, rows_of(isa));
+    auto warper = make_warper();
     while (begin < end) {
       const int64_t first = begin % height, rows = std::min(height - first, end - begin);
       warper.run(begin / height, static_cast<int>(first), static_cast<int>(first + rows));
@@ -424,13 +495,15 @@ double samples_in_row(const Windows& windows) {
 
 }  // namespace
 
-void warp_bytes(const ByteFrames& frames, const Windows& windows, const WarpOutput& out, Isa isa) {
-  warp_all<ByteWarper>(frames, windows, out, isa, samples_in_row(windows) * kByteSampleTime);
+void warp_bytes(const ByteFrames& frames, const Windows& windows, const WarpOutput& out, Isa isa,
+                bool vbmi) {
+  warp_all(windows, samples_in_row(windows) * kByteSampleTime,
+           [&] { return ByteWarper(frames, windows, out, isa, vbmi); });
 }
 
 void warp_maps(const FloatMaps& maps, const Windows& windows, const WarpOutput& out, Isa isa) {
-  warp_all<MapWarper>(maps, windows, out, isa,
-                      samples_in_row(windows) * out.channels * kMapSampleTime);
+  warp_all(windows, samples_in_row(windows) * out.channels * kMapSampleTime,
+           [&] { return MapWarper(maps, windows, out, isa); });
 }
 
 }  // namespace fastpose

@@ -46,7 +46,8 @@ void warp_all(Isa isa) {
       const std::vector<uint8_t> frame(size_t(height) * width * 3, 7);
       const ByteFrames frames{frame.data(), 0, 3 * width, height, width, 1, nullptr};
       for_windows(height, width, 3, [&](const Windows& windows, const WarpOutput& out) {
-        warp_bytes(frames, windows, out, isa);
+        warp_bytes(frames, windows, out, isa, false);
+        if (has_vbmi()) warp_bytes(frames, windows, out, isa, true);
       });
       const std::vector<float> map(size_t(height) * width * 2, 7.0f);
       const FloatMaps maps{map.data(), 0, int64_t{height} * width, width, height, width};
@@ -80,7 +81,8 @@ void warp_tables(Isa isa) {
       std::vector<float> data(size_t(6) * 3 * height * width);
       const Windows windows{affines.data(), source, areas, 6, height, width, 1, 5.0f};
       const WarpOutput out{data.data(), scale, shift, 3, Real::F32, false, false};
-      warp_bytes(frames, windows, out, isa);
+      warp_bytes(frames, windows, out, isa, false);
+      if (has_vbmi()) warp_bytes(frames, windows, out, isa, true);
     }
 }
 
