@@ -127,8 +127,11 @@ def boxes_to_affines(
         raise ValueError(f"boxes must be [N, 4], got {list(boxes.shape)}")
     if aspect not in ("fit", "stretch"):
         raise ValueError(f"aspect must be fit or stretch, got {aspect!r}")
-    pads = (padding, padding) if np.ndim(padding) == 0 else np.ravel(padding)
-    if not all(0 < pad < np.inf for pad in pads):
+    if isinstance(padding, (int, float)):
+        pad_x, pad_y = padding, padding
+    else:
+        pad_x, pad_y = np.broadcast_to(padding, 2).tolist()
+    if not (0 < pad_x < np.inf and 0 < pad_y < np.inf):
         raise ValueError(f"padding must be positive and finite, got {padding}")
     for name, value in (("rotation", rotation), ("flip", flip)):
         if not isinstance(value, (int, float)) and np.shape(value) not in ((), (len(boxes),)):
@@ -145,13 +148,14 @@ def boxes_to_affines(
     across, down = high - low
     # source pixels per window pixel
     if aspect == "fit":
-        scale = np.maximum(across * (pads[0] / width), down * (pads[1] / height))
+        scale = np.maximum(across * (pad_x / width), down * (pad_y / height))
         scale_x = scale * (width / (width - rule.shrink))
         scale_y = scale * (height / (height - rule.shrink))
     else:
-        scale_x = across * (pads[0] / (width - rule.shrink))
-        scale_y = down * (pads[1] / (height - rule.shrink))
-    pivot_x, pivot_y = (width - rule.pivot) / 2, (height - rule.pivot) / 2
+        scale_x = across * (pad_x / (width - rule.shrink))
+        scale_y = down * (pad_y / (height - rule.shrink))
+    pivot_x: float | Doubles = (width - rule.pivot) / 2
+    pivot_y = (height - rule.pivot) / 2
     if flip is not False:  # a mirrored window counts its columns from the other end
         scale_x = np.where(flip, -scale_x, scale_x)
         pivot_x = np.where(flip, width - 1 - pivot_x, pivot_x)
