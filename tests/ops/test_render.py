@@ -238,6 +238,7 @@ def test_kernel_equals_reference(backend, device, style):
             ((3,), (20, 46), {"people": "sum-clamped", "background": True, "sigma": 1.4}),
             ((2,), (40, 32), {"background": True, "peak_value": 2.0, "sigma": own}),
             ((5,), (21, 16), {"people": "sum-clamped", "peak_value": 0.5}),
+            ((24,), (9, 8), {"people": "sum-clamped", "peak_value": 3.0}),  # the sum is cut
         ]
     ):
         points, weights = scene(seed, (2, *people, 3), size, device)
@@ -398,3 +399,43 @@ def test_tables_of_megvii_need_sigma_on_the_host():
     torch.testing.assert_close(render(points, weights, sigma=sigma.cuda(), **arguments), expected)
     with pytest.raises(ValueError, match="megvii with sigma on a CUDA device"):
         render(points, weights, sigma=sigma.cuda(), backend="triton", **arguments)
+
+
+POINTERS = {"*fp32": torch.float32, "*fp16": torch.float16, "*bf16": torch.bfloat16}
+LAUNCHES = [  # of the instances in their order
+    *({"style": style} for style in STYLES),
+    {"out": torch.zeros((1, 17, 64, 48), dtype=torch.float16)},
+    {"out": torch.zeros((1, 17, 64, 48), dtype=torch.bfloat16)},
+    {"sigma": torch.full((17,), 2.0)},
+    {"style": "caffe", "background": True, "shape": (1, 1, 14), "size": (46, 46)},
+    {"style": "caffe", "background": True, "shape": (1, 7, 14), "size": (46, 46)},
+]
+
+
+def test_instances_are_what_is_launched(monkeypatch):
+    from fastpose.ops.triton import render as module
+
+    launches = []
+
+    class Kernel:
+        def __getitem__(self, grid):
+            return lambda *given, **named: launches.append((given, named))
+
+    instances = module.instances()
+    monkeypatch.setattr(module, "_render", Kernel())
+    for changes in LAUNCHES:
+        arguments = {"sigma": 2.0, "style": "exact", "background": False, "out": None} | changes
+        shape, size = arguments.pop("shape", (1, 17)), arguments.pop("size", (64, 48))
+        people = "sum-clamped" if len(shape) == 3 and shape[1] > 1 else "max"
+        points, weights = scene(0, shape, size)
+        module.render(points, weights, size, people=people, peak_value=1.0, **arguments)
+    for instance, (given, named) in zip(instances, launches, strict=True):
+        values = {**dict(zip(instance.kernel.arg_names, given, strict=False)), **named}
+        assert {name: values[name] for name in instance.constants} == instance.constants
+        assert values["num_warps"] == instance.warps
+        for name, kind in instance.types.items():
+            if kind in POINTERS:
+                assert values[name].dtype is POINTERS[kind]
+            else:
+                assert type(values[name]) is {"fp32": float, "i32": int}[kind]
+                assert values[name] != 1 or kind == "fp32"
