@@ -113,37 +113,41 @@ def _blurred(
     taps,
     RADIUS: tl.constexpr,
     SIDE: tl.constexpr,
-    COUNT: tl.constexpr,
+    DOWN: tl.constexpr,
+    ACROSS: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     MIRROR: tl.constexpr,
     MERGE: tl.constexpr,
 ):
-    """[ROWS, COLUMNS] blurred cells from (top, left) on, of which COUNT x COUNT are right.
+    """[ROWS, COLUMNS] blurred cells from (top, left) on, of which the first DOWN x ACROSS are right.
 
-    With V the SIDE x SIDE cells round them and D, A the matrices of the taps: D V A. Cells outside
-    the map are those of its edge.
+    D V A, with V the cells of the map round them, SIDE columns, and D and A the matrices of the
+    taps. Beyond the map are the blurred cells of its edge.
     """
     w = source[2]
     within = tl.arange(0, SIDE)
     column = (left - RADIUS + within)[None, :]
-    used = (within < COUNT + 2 * RADIUS)[None, :]
+    used = (within < ACROSS + 2 * RADIUS)[None, :]
     if MIRROR:
         column = _mirror(column, w)
     used &= (column >= 0) & (column < w)
     out_row = tl.minimum(tl.maximum(top + tl.arange(0, ROWS), 0), h - 1)[:, None]
     down = tl.zeros([ROWS, SIDE], tl.float64)
-    for start in range(0, SIDE, _DEPTH):
+    for start in range(0, DOWN + 2 * RADIUS, _DEPTH):
         deep = start + tl.arange(0, _DEPTH)
-        tap = top + deep[None, :] - out_row
-        weights = tl.load(taps + tap, mask=(tap >= 0) & (tap <= 2 * RADIUS), other=0.0)
         row = (top - RADIUS + deep)[:, None]
-        kept = (deep < COUNT + 2 * RADIUS)[:, None]
+        kept = (deep < DOWN + 2 * RADIUS)[:, None]
         if MIRROR:
             row = _mirror(row, h)
         kept &= (row >= 0) & (row < h)
-        heights = _heights(source, row * w + column, used & kept, MERGE)
-        down = tl.dot(weights, tl.maximum(heights, _LOWEST), down, out_dtype=tl.float64)
+        heights = tl.maximum(_heights(source, row * w + column, used & kept, MERGE), _LOWEST)
+        # A sum of one: seen through to a load of 2 bytes, the layout that is chosen for the product
+        # is one that the compiler has no float64 code for.
+        heights = tl.sum(heights[:, :, None], axis=2)
+        tap = top + deep[None, :] - out_row
+        weights = tl.load(taps + tap, mask=(tap >= 0) & (tap <= 2 * RADIUS), other=0.0)
+        down = tl.dot(weights, heights, down, out_dtype=tl.float64)
     out_column = tl.minimum(tl.maximum(left + tl.arange(0, COLUMNS), 0), w - 1)[None, :]
     tap = left + within[:, None] - out_column
     weights = tl.load(taps + tap, mask=(tap >= 0) & (tap <= 2 * RADIUS), other=0.0)
@@ -158,7 +162,6 @@ def _highest_blurred(
     taps,
     RADIUS: tl.constexpr,
     SIDE: tl.constexpr,
-    TILE: tl.constexpr,
     ROUND: tl.constexpr,
     MERGE: tl.constexpr,
 ):
@@ -170,19 +173,22 @@ def _highest_blurred(
     w = source[2]
     best = tl.full([], -_INFINITY, tl.float64)
     place = tl.full([], 0, tl.int32)
-    tile = tl.arange(0, TILE)
-    for top in range(0, h, TILE):
-        for left in range(0, w, TILE):
+    # As many columns as SIDE allows, on tiles of 8 or 16.
+    ACROSS: tl.constexpr = min(16, SIDE - 2 * RADIUS)
+    COLUMNS: tl.constexpr = 8 if ACROSS <= 8 else 16
+    for top in range(0, h, 8):
+        for left in range(0, w, ACROSS):
             value = _blurred(
-                source, h, top, left, taps, RADIUS, SIDE, TILE, TILE, TILE, False, MERGE
+                source, h, top, left, taps, RADIUS, SIDE, 8, ACROSS, 8, COLUMNS, False, MERGE
             )
             if ROUND:
                 value = value.to(tl.float32).to(tl.float64)
-            row = top + tile[:, None]
-            column = left + tile[None, :]
+            row = top + tl.arange(0, 8)[:, None]
+            column = left + tl.arange(0, COLUMNS)[None, :]
             cell = row * w + column
             value = tl.where(cell == hidden, 0.0, value)
-            value = tl.where((row < h) & (column < w), value, -_INFINITY)
+            inside = (row < h) & (column < w) & (column < left + ACROSS)
+            value = tl.where(inside, value, -_INFINITY)
             highest = tl.max(value)
             first = tl.min(tl.where(value == highest, cell, h * w))
             better = (highest > best) | ((highest == best) & (first < place))
@@ -201,11 +207,11 @@ def _weigh(heights, weights):
 
 
 @triton.jit
-def _derivatives(heights, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SPACING: tl.constexpr):
-    """gx, gy, xx, xy, yy at the cell (2, 2) of a tile, by second differences of that spacing."""
-    dy = tl.arange(0, ROWS)[:, None] - _REACH
-    dx = tl.arange(0, COLUMNS)[None, :] - _REACH
-    one = tl.full([ROWS, COLUMNS], 1.0, tl.float64)
+def _derivatives(heights, SPACING: tl.constexpr):
+    """gx, gy, xx, xy, yy at the cell (2, 2) of 8 x 8, by second differences of that spacing."""
+    dy = tl.arange(0, 8)[:, None] - _REACH
+    dx = tl.arange(0, 8)[None, :] - _REACH
+    one = tl.full([8, 8], 1.0, tl.float64)
     across = tl.abs(dx) + (dy != 0) * 8  # the distance along an axis; far off it
     down = tl.abs(dy) + (dx != 0) * 8
     gx = _weigh(heights, tl.where(across == 1, 0.5 * dx.to(tl.float64), 0.0))
@@ -229,11 +235,11 @@ def _derivatives(heights, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SPACING: tl
 def _newton(gx, gy, xx, xy, yy):
     """-Hessian^-1 gradient; no step where that is not finite or the Hessian is only rounding."""
     determinant = xx * yy - xy * xy
-    # Divided by 1 where there is no step: the interpreter's numpy would warn of a zero.
     level = tl.abs(determinant) < _FLAT
-    divisor = tl.where(level, 1.0, determinant)
-    dx = (xy * gy - yy * gx) / divisor
-    dy = (xy * gx - xx * gy) / divisor
+    # One division: each is a subroutine in float64. By 1 where no step is made.
+    inverse = 1.0 / tl.where(level, 1.0, determinant)
+    dx = (xy * gy - yy * gx) * inverse
+    dy = (xy * gx - xx * gy) * inverse
     moved = (tl.abs(dx) < _INFINITY) & (tl.abs(dy) < _INFINITY) & (level == 0)
     return tl.where(moved, dx, 0.0), tl.where(moved, dy, 0.0)
 
@@ -279,11 +285,10 @@ def _cpn_step(
     taps,
     RADIUS: tl.constexpr,
     SIDE: tl.constexpr,
-    TILE: tl.constexpr,
     MERGE: tl.constexpr,
 ):
     w = source[2]
-    _, second = _highest_blurred(source, h, y * w + x, taps, RADIUS, SIDE, TILE, True, MERGE)
+    _, second = _highest_blurred(source, h, y * w + x, taps, RADIUS, SIDE, True, MERGE)
     dx = (second % w - x).to(tl.float64)
     dy = (second // w - y).to(tl.float64)
     # No direction where the first peak is the highest even as 0.
@@ -304,8 +309,6 @@ def _step(
     METHOD: tl.constexpr,
     RADIUS: tl.constexpr,
     SIDE: tl.constexpr,
-    MAP_SIDE: tl.constexpr,
-    TILE: tl.constexpr,
     PEAK_VALUE: tl.constexpr,
     MERGE: tl.constexpr,
 ):
@@ -318,27 +321,27 @@ def _step(
     if METHOD == "soft":
         dx, dy = _soft_step(source, h, y, x, value, RADIUS + 1, SIDE, MERGE)
     elif METHOD == "cpn":
-        dx, dy = _cpn_step(source, h, y, x, taps, RADIUS, MAP_SIDE, TILE, MERGE)
+        dx, dy = _cpn_step(source, h, y, x, taps, RADIUS, SIDE, MERGE)
     elif METHOD == "dark":
         heights = _blurred(
-            source, h, y - _REACH, x - _REACH, taps, RADIUS, SIDE, 5, 16, 16, False, MERGE
+            source, h, y - _REACH, x - _REACH, taps, RADIUS, SIDE, 5, 5, 8, 8, False, MERGE
         )
         # The map is scaled back to the maximum it had before the blur. That cancels in every
         # difference of logarithms unless a cell is at the floor, so it is worked out only then.
-        read = (tl.arange(0, 16) < 5)[:, None] & (tl.arange(0, 16) < 5)[None, :]
+        read = (tl.arange(0, 8) < 5)[:, None] & (tl.arange(0, 8) < 5)[None, :]
         lowest = tl.min(tl.where(read, heights, _INFINITY))
         if lowest <= unit * _LOG_FLOOR:
-            blurred, _ = _highest_blurred(source, h, -1, taps, RADIUS, MAP_SIDE, TILE, False, MERGE)
+            blurred, _ = _highest_blurred(source, h, -1, taps, RADIUS, SIDE, False, MERGE)
             heights *= tl.where(blurred > 0.0, highest / tl.where(blurred > 0.0, blurred, 1.0), 1.0)
         logs = tl.log(tl.maximum(heights / unit, _LOG_FLOOR))
-        gx, gy, xx, xy, yy = _derivatives(logs, 16, 16, 2)
+        gx, gy, xx, xy, yy = _derivatives(logs, 2)
         dx, dy = _newton(gx, gy, xx, xy, yy)
     elif METHOD == "udp":
         heights = _blurred(
-            source, h, y - _REACH, x - _REACH, taps, RADIUS, SIDE, 5, 16, 16, True, MERGE
+            source, h, y - _REACH, x - _REACH, taps, RADIUS, SIDE, 5, 5, 8, 8, True, MERGE
         )
         logs = tl.log(tl.minimum(tl.maximum(heights / unit, _UDP_LOW), _UDP_HIGH))
-        gx, gy, xx, xy, yy = _derivatives(logs, 16, 16, 1)
+        gx, gy, xx, xy, yy = _derivatives(logs, 1)
         dx, dy = _newton(gx, gy, xx + _UDP_EPSILON, xy, yy + _UDP_EPSILON)
     else:
         row = y + (tl.arange(0, 8) - _REACH)[:, None]
@@ -348,10 +351,10 @@ def _step(
         heights = _heights(source, row * w + column, inside, MERGE)
         if METHOD == "taylor":
             logs = tl.log(tl.maximum(heights / unit, _LOG_FLOOR))
-            gx, gy, xx, xy, yy = _derivatives(logs, 8, 8, 2)
+            gx, gy, xx, xy, yy = _derivatives(logs, 2)
             dx, dy = _newton(gx, gy, xx, xy, yy)
         else:
-            gx, gy, xx, _, yy = _derivatives(heights, 8, 8, 1)
+            gx, gy, xx, _, yy = _derivatives(heights, 1)
             dx = _along_axis(gx, xx, (x > 0) & (x < w - 1), METHOD)
             dy = _along_axis(gy, yy, (y > 0) & (y < h - 1), METHOD)
     return dx, dy
@@ -431,8 +434,6 @@ def _decode(
     AFFINE: tl.constexpr,
     RADIUS: tl.constexpr,
     SIDE: tl.constexpr,
-    MAP_SIDE: tl.constexpr,
-    TILE: tl.constexpr,
     CHANNELS: tl.constexpr,
     BLOCK: tl.constexpr,
     LOADS: tl.constexpr,
@@ -449,8 +450,7 @@ def _decode(
         points, scores: [n, k, PEAKS, 2] and [n, k, PEAKS] float32.
         MERGE: number of stages, whether they are averaged, whether `mirrored` is merged in, its
             shift.
-        SIDE, MAP_SIDE, TILE: cells that the blur of the window and of a tile of the whole map
-            reads along an axis, and the side of that tile.
+        SIDE: columns that a blur and rows that "soft" reads at a time.
         BLOCK, LOADS: cells of a map that are loaded at a time, and times in flight.
     """
     groups = tl.cdiv(k, CHANNELS)
@@ -516,7 +516,7 @@ def _decode(
                 if METHOD == "cpn":
                     if seen:
                         _, place = _highest_blurred(
-                            source, h, -1, taps, RADIUS, MAP_SIDE, TILE, True, MERGE
+                            source, h, -1, taps, RADIUS, SIDE, True, MERGE
                         )
                         value = _heights(source, place, place >= 0, MERGE).to(tl.float32)
                         seen = value > 0.0
@@ -531,7 +531,7 @@ def _decode(
                 if moves:
                     dx, dy = _step(
                         source, h, y, x, value.to(tl.float64), highest.to(tl.float64), taps, METHOD,
-                        RADIUS, SIDE, MAP_SIDE, TILE, PEAK_VALUE, MERGE,
+                        RADIUS, SIDE, PEAK_VALUE, MERGE,
                     )  # fmt: skip
             px = x + dx
             py = y + dy
@@ -659,14 +659,14 @@ def plan(
             break
         channels *= 2
     radius = len(options.taps) // 2
-    map_side = max(32, triton.next_power_of_2(2 * radius + 16))
+    side = max(16, triton.next_power_of_2(2 * radius + 5))
     vector = 16 // size if dense else 4
     # A map gets few warps: a single one needs no barrier in the dozen reductions and products that
     # follow the maximum, and what it repeats in every lane is not repeated by every warp. Two turns
     # of the loop over its cells are the price of half the registers.
     warps = triton.next_power_of_2(triton.cdiv(cells * channels, 2 * 32 * _LOADS * vector))
     if options.method in ("dark", "udp"):
-        warps = max(warps, (map_side // 32) ** 2)
+        warps = max(warps, side // 32)
     if not dense or not one_scan:
         warps = max(warps, 4)
     warps = min(warps, 8)
@@ -678,9 +678,7 @@ def plan(
         "PEAKS": options.peaks,
         "PEAK_VALUE": float(options.peak_value),
         "RADIUS": radius,
-        "SIDE": max(16, triton.next_power_of_2(2 * radius + 5)),
-        "MAP_SIDE": map_side,
-        "TILE": 32 if map_side - 2 * radius >= 32 else 16,
+        "SIDE": side,
         "CHANNELS": channels,
         "BLOCK": block,
         "LOADS": max(1, min(_LOADS // reads, triton.cdiv(cells, block))),
