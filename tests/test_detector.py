@@ -32,7 +32,7 @@ def way(request, monkeypatch):
     """How the halves run: "graphs" as on CUDA, though here on the CPU nothing is captured."""
     if getattr(request, "param", "host") == "graphs":
         pytest.importorskip("torch")
-        monkeypatch.setattr("fastpose.detect.fpn._is_on_cuda", lambda graph: True)
+        monkeypatch.setattr("fastpose.detect.fpn.goes_in_graphs", lambda graph: True)
 
 
 class FakeGraph:
