@@ -28,7 +28,11 @@ def warp_with_gradient(
 
 
 class _Warp(torch.autograd.Function):
-    """The reference's own gradient holds every tap of every sample in memory; this holds none."""
+    """The reference's own gradient holds every tap of every sample in memory; this holds none.
+
+    On CUDA a kernel adds the taps up in no fixed order, so that sums differ in rounding from run to
+    run, unless torch is told to use deterministic algorithms.
+    """
 
     @staticmethod
     def forward(
@@ -42,16 +46,26 @@ class _Warp(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.save_for_backward(affines, source, areas)
         ctx.options, ctx.shape, ctx.type = options, frames.shape, frames.dtype
+        ctx.channels_last = frames.is_contiguous(memory_format=torch.channels_last)
         return run(frames.detach(), affines, source, areas)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         affines, source, areas = ctx.saved_tensors
-        gradient = scatter(grad, affines, source, areas, ctx.shape, ctx.options)
+        if grad.is_cuda and not torch.are_deterministic_algorithms_enabled():
+            from fastpose.ops.cuda import scatter as run
+
+            order = torch.channels_last if ctx.channels_last else torch.contiguous_format
+            gradient = torch.empty(
+                ctx.shape, dtype=torch.float32, device=grad.device, memory_format=order
+            ).zero_()
+            run(grad, affines, source, areas, gradient, ctx.options)
+        else:
+            gradient = scatter_reference(grad, affines, source, areas, ctx.shape, ctx.options)
         return gradient.to(ctx.type), None, None, None, None, None
 
 
-def scatter(
+def scatter_reference(
     grad: torch.Tensor,
     affines: torch.Tensor,
     source: torch.Tensor | None,
@@ -59,7 +73,7 @@ def scatter(
     shape: torch.Size,
     options: WarpOptions,
 ) -> torch.Tensor:
-    """The gradient in the source of `warp`.
+    """The gradient in the source of `warp`, in plain torch.
 
     Args:
         grad: of the result, in the layout that `options` names.
