@@ -124,10 +124,10 @@ def crop_affines(
 
 def sample_counts(affines: Doubles) -> npt.NDArray[np.int64]:
     """[N] samples per axis for each window, from how much it shrinks its source."""
-    linear = affines[:, :, :2].astype(np.float64)
-    determinant = linear[:, 0, 0] * linear[:, 1, 1] - linear[:, 0, 1] * linear[:, 1, 0]
-    shrink = np.sqrt(np.abs(np.nan_to_num(determinant, nan=1.0, posinf=1.0, neginf=1.0)))
-    return np.clip(np.rint(shrink), 1, MAX_AREA).astype(np.int64)
+    xu, xv, yu, yv = affines[:, :, :2].astype(np.float64).reshape(-1, 4).T
+    shrink = np.sqrt(np.abs(xu * yv - xv * yu))
+    # fmax and fmin take the other number in place of a NaN
+    return np.fmin(np.fmax(np.rint(shrink), 1), MAX_AREA).astype(np.int64)
 
 
 def crop_features(features: Tensor, corners: Tensor, size: int) -> Tensor:
