@@ -36,10 +36,11 @@ export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 # What is compiled here is kept for the run alone, wherever the home folder is.
 [ -w "${HOME:-/nonexistent}" ] || export HOME=$scratch
 export TRITON_CACHE_DIR=$scratch/triton CUDA_CACHE_PATH=$scratch/cuda
-# The plugins of pytest that a machine happens to have are none of ours, but for one.
+# The plugins of pytest that a machine happens to have are none of ours, but for the one that lets
+# several tests compile their kernels at once.
 export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1
 workers=()
-"$python" -c "import xdist" 2> "$scratch/xdist" && workers=(-p xdist -n 6 --dist loadfile)
+"$python" -c "import xdist" 2> "$scratch/xdist" && workers=(-p xdist -n 8 --dist load)
 
 failed=0 end=0
 patience=1

@@ -49,7 +49,7 @@ def measure(bench: Bench, style: str, background: bool, people: int) -> None:
         sets=sets,
         work=Work(bytes=written + 12 * people * joints),
         check=check,
-        peers=[Peer("torch separable", separable, at_least=2.0)],
+        peers=[Peer("torch separable", separable, at_least=2.0 if people >= 128 else None)],
         limits=node_limits(people, **({"ratio_to_floor": 1.2} if people >= 128 else {})),
         people=people,
         style=style,

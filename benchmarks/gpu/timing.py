@@ -112,6 +112,7 @@ class Bench:
     Attributes:
         dry: small, on the CPU, nothing timed.
         device: of every tensor.
+        generator: of every random number on it.
         report: the document.
     """
 
@@ -132,7 +133,7 @@ class Bench:
         self._about = describe_machine(f"python benchmarks/gpu/{Path(file).name}", self.dry)
         seed = 0 if self.dry else time.time_ns() % 2**31
         self._about["seed"] = seed
-        self._generator = torch.Generator(self.device).manual_seed(seed)
+        self.generator = torch.Generator(self.device).manual_seed(seed)
         self._restart = [sys.executable, file, "--out", str(args.out), "--resume"]
         self._known: set[tuple[str, str]] = set()
         self.failed = False
@@ -160,12 +161,12 @@ class Bench:
     def random(self, *shape: int, low: float = 0.0, high: float = 1.0) -> torch.Tensor:
         """Fresh uniform float32 numbers, other ones in each run; rows carry the seed."""
         values = torch.empty(shape, device=self.device)
-        return values.uniform_(low, high, generator=self._generator)
+        return values.uniform_(low, high, generator=self.generator)
 
     def normal(self, *shape: int, std: float = 1.0) -> torch.Tensor:
         """Fresh normal float32 numbers."""
         values = torch.empty(shape, device=self.device)
-        return values.normal_(0.0, std, generator=self._generator)
+        return values.normal_(0.0, std, generator=self.generator)
 
     def measure(
         self,
@@ -311,7 +312,7 @@ class Bench:
             call(i)
         end.record()
         end.synchronize()
-        once = 1e3 * begin.elapsed_time(end) / min(sets, 20)
+        once = max(1.0, 1e3 * begin.elapsed_time(end) / min(sets, 20))
         launches = max(sets, min(LAUNCHES[1], math.ceil(LONG_ENOUGH / once)))
         if once < SHORT:
             launches = max(launches, LAUNCHES[0])
@@ -350,7 +351,7 @@ class Bench:
             if replay.how == "clock":
                 _time_on_host(replay)
         once = sum(_elapsed_us(replay) for replay in queued for _ in range(2)) / 2
-        rounds = max(ROUNDS[0], min(ROUNDS[1], int(PATIENCE / once)))
+        rounds = max(ROUNDS[0], min(ROUNDS[1], int(PATIENCE / max(1.0, once))))
         marks = []
         for _ in range(rounds):
             for replay in queued:
