@@ -61,8 +61,8 @@ def by_size() -> dict[int, float]:
 
 
 def bench_tree_beside_its_reference():
-    """At least half of the margin that was measured, 14x at one person."""
-    assert against_reference((1,))[1] >= 7
+    """Two thirds of what was measured: a kernel that takes twice its time does not pass."""
+    assert against_reference((1,))[1] >= 9
 
 
 def bench_tree_is_linear_in_the_cells():

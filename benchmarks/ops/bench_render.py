@@ -87,6 +87,20 @@ def against_torch() -> dict[int, float]:
     return ratios
 
 
+def bench_render_beside_mmpose():
+    """Half of the margins that are aimed at, 3, 6.5 and 6x for 1, 8 and 32 people."""
+    if why := mmpose_files.missing():
+        pytest.skip(why)
+    ratios = against_mmpose()
+    for people, least in zip(PEOPLE, (1.5, 3.25, 3.0), strict=True):
+        assert ratios["exact", people] >= least, f"{people} people"
+
+
+def bench_render_beside_whole_maps():
+    """What the product of two profiles must gain, at a size that occurs."""
+    assert against_torch()[8] >= 4
+
+
 def main() -> None:
     print(f"{platform.machine()}, one thread, {JOINTS} maps of {SIZE} a person, sigma {SIGMA}")
     if why := mmpose_files.missing():

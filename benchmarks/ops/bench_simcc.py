@@ -40,9 +40,8 @@ def against_numpy() -> dict[int, float]:
 
 
 def bench_simcc_beside_numpy():
-    """What a kernel must gain to be worth having, at a size that occurs."""
-    cpp.set_num_threads(1)
-    assert against_numpy()[8] >= 1.2
+    """Two thirds of what was measured: a kernel that takes twice its time does not pass."""
+    assert against_numpy()[32] >= 2
 
 
 def main() -> None:
