@@ -1,12 +1,18 @@
-"""Compile the Triton kernels without a GPU, and read what the binaries need."""
+"""Compile the Triton kernels without a GPU, and read what the binaries need.
+
+`python -m fastpose.ops.triton.aot` prints the tables of docs/kernels.md.
+"""
 
 from __future__ import annotations
 
+import functools
+import importlib
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +26,10 @@ OPTIONS = {"enable_fp_fusion": True}
 CAPABILITIES = (80, 90, 120)
 """Compute capabilities that every kernel must compile for: A100, H100 and H200, RTX 50."""
 
-_INSTRUCTIONS = ("HGMMA", "HMMA", "UTMALDG", "LDGSTS", "LDG.E.128", "STG.E.128", "STG.E.64")
-_SPILLS = ("LDL", "STL")
+OPS = ("decode", "render", "propagate")
+"""The modules of this package with kernels; each has `instances()`."""
+
+_INSTRUCTIONS = ("HGMMA", "HMMA", "DMMA", "LDGSTS", "LDG.E.128", "STG.E.128", "STG.E.64")
 
 
 @dataclass(frozen=True)
@@ -56,23 +64,38 @@ class Resources:
     Attributes:
         registers: of a thread.
         stack, local: bytes of a thread in local memory.
-        spills: instructions that read or write local memory.
         shared: bytes of shared memory of a program.
-        instructions: which of the instructions worth knowing occur: matrix products (HGMMA of a
-            warp group, HMMA of a warp), copies into shared memory (UTMALDG, LDGSTS), 16-byte loads
-            and stores (LDG.E.128, STG.E.128), 8-byte stores (STG.E.64).
+        cubin: the binary.
     """
 
     registers: int
     stack: int
     local: int
-    spills: int
     shared: int
-    instructions: tuple[str, ...]
+    cubin: bytes = field(repr=False)
+
+    @functools.cached_property
+    def assembly(self) -> str:
+        """The instructions; to write them out takes longer than a small kernel's compilation."""
+        return _cuobjdump(self.cubin, "-sass")
+
+    @property
+    def spills(self) -> int:
+        """Instructions that read or write local memory."""
+        return len(re.findall(r"\b(?:LDL|STL)\b", self.assembly))
+
+    @property
+    def instructions(self) -> tuple[str, ...]:
+        """Which of the instructions worth knowing occur.
+
+        Matrix products (HGMMA of four warps together, HMMA and in double DMMA of one), copies into
+        shared memory that no thread waits for (LDGSTS), loads and stores of 16 and 8 bytes.
+        """
+        return tuple(name for name in _INSTRUCTIONS if name in self.assembly)
 
     @property
     def hgmma(self) -> bool:
-        """Whether the tensor cores are fed by whole warp groups, as on sm_90."""
+        """Whether whole warp groups feed the tensor cores, as only sm_90 can."""
         return "HGMMA" in self.instructions
 
 
@@ -102,22 +125,60 @@ def compile_instance(instance: Instance, capability: int) -> CompiledKernel:
 
 def resources(compiled: CompiledKernel) -> Resources:
     """Read the binary with the tools that come with Triton."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        report = _cuobjdump("-res-usage", "-sass", file.name)
-    used = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", report)}
+    cubin = compiled.asm["cubin"]
+    usage = _cuobjdump(cubin, "-res-usage")
+    used = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
     return Resources(
-        registers=used["REG"],
-        stack=used["STACK"],
-        local=used["LOCAL"],
-        spills=len(re.findall(rf"\b(?:{'|'.join(_SPILLS)})\b", report)),
-        shared=compiled.metadata.shared,
-        instructions=tuple(name for name in _INSTRUCTIONS if name in report),
+        used["REG"], used["STACK"], used["LOCAL"], int(compiled.metadata.shared), cubin
     )
 
 
-def _cuobjdump(*arguments: str) -> str:
+def _cuobjdump(cubin: bytes, option: str) -> str:
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    done = subprocess.run([tool, *arguments], capture_output=True, text=True, check=True)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        done = subprocess.run([tool, option, file.name], capture_output=True, text=True, check=True)
     return done.stdout + done.stderr
+
+
+def instances(op: str) -> list[Instance]:
+    """The specialisations of one of `OPS`."""
+    found: list[Instance] = importlib.import_module(f"fastpose.ops.triton.{op}").instances()
+    return found
+
+
+@functools.cache
+def measure(name: str, capability: int) -> Resources:
+    """Compile the instance of that name, once, and read what it takes."""
+    everything = (instance for op in OPS for instance in instances(op))
+    instance = next(one for one in everything if one.name == name)
+    return resources(compile_instance(instance, capability))
+
+
+def table(op: str) -> str:
+    """Markdown: a row for each instance, with what it takes on each architecture."""
+    heads = ["kernel", "warps", *(f"sm_{one}" for one in CAPABILITIES), "instructions on sm_90"]
+    rows = [heads, ["---"] * len(heads), *(_figures(instance) for instance in instances(op))]
+    return "\n".join("|" + "".join(f" {cell} |" if cell else " |" for cell in row) for row in rows)
+
+
+def _figures(instance: Instance) -> list[str]:
+    used = {one: measure(instance.name, one) for one in instance.capabilities}
+    return [
+        instance.name,
+        str(instance.warps),
+        *(figure(used[one]) if one in used else "" for one in CAPABILITIES),
+        ", ".join(used[90].instructions) if 90 in used else "",
+    ]
+
+
+def figure(used: Resources) -> str:
+    """A cell of the table: registers, and shared memory if there is any."""
+    return f"{used.registers} + {used.shared} B" if used.shared else str(used.registers)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(f"Triton {triton.__version__}\n")
+    for op in OPS:
+        sys.stdout.write(f"\n{op}\n\n{table(op)}\n")
