@@ -24,7 +24,6 @@ from fastpose.ops.propagate import schedule
 
 # Of a sum rounded after each of up to 27 convolutions, against float32 all the way.
 TOLERANCE = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1.5e-2}
-SIDE = 7  # of the kernels
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,7 @@ class Case:
         widths: channels of the maps, between two kernels, and of the maps again.
         cells: side of the maps.
         activate: as in `propagate`.
+        side: of the kernels.
     """
 
     name: str
@@ -44,13 +44,14 @@ class Case:
     widths: tuple[int, ...]
     cells: int
     activate: str
+    side: int = 7
 
 
 CASES = [
     Case("paper", part_tree("flic18").parents, (128, 128, 128, 128), 56, "before"),
     Case("structured-lsp", part_tree("lsp26").parents, (128, 64, 128), 42, "after"),
 ]
-TINY = Case("tiny", (-1, 0, 0), (16, 16, 16), 8, "after")
+TINY = Case("tiny", (-1, 0, 0), (16, 16, 16), 8, "after", 3)
 TYPES = (torch.bfloat16, torch.float16)
 BATCHES = (4, 8, 1)  # those with a target first
 
@@ -59,12 +60,12 @@ class Weights:
     """Random kernels and biases of every edge in both directions, and the same for cuDNN."""
 
     def __init__(self, bench: Bench, case: Case, dtype: torch.dtype) -> None:
-        edges = len(case.parents) - 1
+        edges, side = len(case.parents) - 1, case.side
         pairs = list(zip(case.widths, case.widths[1:], strict=False))
         # messages as large as the maps that they come from: a wrong one shows, and none overflows
         self.kernels = [
             channels_last(
-                bench.normal(2 * edges * cout, cin, SIDE, SIDE, std=(2 / cin) ** 0.5 / SIDE), dtype
+                bench.normal(2 * edges * cout, cin, side, side, std=(2 / cin) ** 0.5 / side), dtype
             ).unflatten(0, (2, edges, cout))
             for cin, cout in pairs
         ]
@@ -90,7 +91,7 @@ def by_edge(maps: list[torch.Tensor], weights: Weights, case: Case) -> list[torc
             x = maps[edge.source]
             for i, (kernels, bias) in enumerate(zip(weights.by_edge, biases, strict=True)):
                 x = F.relu(x) if i else x
-                x = F.conv2d(x, kernels[edge.kernel], bias[edge.kernel], padding=SIDE // 2)
+                x = F.conv2d(x, kernels[edge.kernel], bias[edge.kernel], padding=case.side // 2)
             maps[edge.target] = maps[edge.target] + x
         for target in {edge.target for edge in edges}:
             maps[target] = F.relu(maps[target])
@@ -154,7 +155,7 @@ def measure(bench: Bench, case: Case, weights: Weights, batch: int, grouped: boo
         edge_by_edge = functools.partial(by_edge, weights=weights, case=case)
         peers = [Peer("cuDNN by edge", lambda i: edge_by_edge(listed[i]), check_by_edge, limit)]
     products = sum(cin * cout for cin, cout in zip(case.widths, case.widths[1:], strict=False))
-    flops = 2.0 * batch * case.cells**2 * SIDE**2 * products * 2 * (nodes - 1)
+    flops = 2.0 * batch * case.cells**2 * case.side**2 * products * 2 * (nodes - 1)
     bench.measure(
         "propagate",
         f"{case.name} {kind} batch {batch}{' beside groups' if grouped else ''}",
