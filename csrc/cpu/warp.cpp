@@ -20,6 +20,7 @@ constexpr double kMargin = 1.0 / 64;     // px; covers the vector loops' float32
 constexpr int kMaxVectorSize = 1 << 16;  // ... in frames up to this width and height
 constexpr int kTail = 2;  // a tap pair is read as eight bytes, two more than it has: one pixel less
 constexpr double kPieceTime = 250e3;     // ns, of one piece of parallel work
+constexpr double kRowsAhead = 4;         // from 3 to 8 output rows it makes no difference
 constexpr double kByteSampleTime = 0.5;  // ns, three channels
 constexpr double kMapSampleTime = 4;     // ns, one channel
 
@@ -148,6 +149,10 @@ class ByteWarper {
         lookup_.find(affine, windows_.width, area_, image_.width, image_.border)) {
       permute_ = choose_permute_(lookup_, out_.channels_last ? Real::F32 : out_.type);
       find_planes(window);
+      // Rows are asked for early: they are too short for the processor to foresee the next.
+      const double rows =
+          std::clamp(kRowsAhead * affine.yv, -1.0 * image_.height, 1.0 * image_.height);
+      sum_.ahead = std::lround(rows) * image_.row_stride;
       for (int v = begin; v < end; ++v) permute_row(affine, window, v);
       return;
     }

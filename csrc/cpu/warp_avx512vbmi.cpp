@@ -5,16 +5,26 @@
 namespace fastpose {
 namespace {
 
+// The tables of `Lookup` for one block.
+struct Block {
+  const int32_t* bases;
+  const uint64_t* masks;
+  const uint32_t* indices;
+  const uint32_t* weights;
+};
+
 // The vectors of a block of a source row.
 template <int kLoads, int kParts>
 struct Bytes {
   __m512i vectors[kParts][kLoads];
 
-  void load(const uint8_t* row, const int32_t* bases, const uint64_t* masks) {
+  void load(const uint8_t* row, const Block& block, int64_t ahead) {
     for (int part = 0; part < kParts; ++part)
-      for (int i = 0; i < kLoads; ++i)
-        vectors[part][i] = _mm512_maskz_loadu_epi8(masks[part * kLoads + i],
-                                                   row + bases[part] + i * Lookup::kVector);
+      for (int i = 0; i < kLoads; ++i) {
+        const uint8_t* from = row + block.bases[part] + i * Lookup::kVector;
+        vectors[part][i] = _mm512_maskz_loadu_epi8(block.masks[part * kLoads + i], from);
+        _mm_prefetch(from + ahead, _MM_HINT_T0);  // which cannot fault
+      }
   }
 
   // The two taps of every pixel as a pair of 16-bit words. The high bytes of the words are those of
@@ -46,13 +56,6 @@ __mmask16 first_lanes(int count) {
   return static_cast<__mmask16>(count >= Lookup::kLanes ? 0xffff : (1 << count) - 1);
 }
 
-struct Block {
-  const int32_t* bases;
-  const uint64_t* masks;
-  const uint32_t* indices;
-  const uint32_t* weights;
-};
-
 template <Real kType>
 inline void store(void* plane, int u, __mmask16 lanes, __m512 value) {
   if constexpr (kType == Real::F32) {
@@ -66,9 +69,10 @@ inline void store(void* plane, int u, __mmask16 lanes, __m512 value) {
 
 // sums += kRows source rows by their weights.
 template <int kRows, int kArea, int kLoads, int kParts>
-inline void add_rows(const Block& block, const RowSum::Term* terms, int area, __m512* sums) {
+inline void add_rows(const Block& block, const RowSum::Term* terms, int area, int64_t ahead,
+                     __m512* sums) {
   Bytes<kLoads, kParts> bytes[kRows];
-  for (int k = 0; k < kRows; ++k) bytes[k].load(terms[k].row, block.bases, block.masks);
+  for (int k = 0; k < kRows; ++k) bytes[k].load(terms[k].row, block, ahead);
   __m512i totals[kRows][kBytes] = {};
   for (int i = 0; i < (kArea ? kArea : area); ++i) {
     __m512i index = _mm512_loadu_si512(block.indices + i * Lookup::kLanes);
@@ -107,8 +111,9 @@ void permute_row(const Lookup& columns, const RowSum& sum, const Planes& planes,
     __m512 sums[kBytes] = {outside, outside, outside};
     int term = 0;
     for (; term + 2 <= count; term += 2)
-      add_rows<2, kArea, kLoads, kParts>(block, terms + term, area, sums);
-    if (term < count) add_rows<1, kArea, kLoads, kParts>(block, terms + term, area, sums);
+      add_rows<2, kArea, kLoads, kParts>(block, terms + term, area, sum.ahead, sums);
+    if (term < count)
+      add_rows<1, kArea, kLoads, kParts>(block, terms + term, area, sum.ahead, sums);
     if (border)
       for (__m512& channel : sums)
         channel = _mm512_fmadd_ps(inside, _mm512_loadu_ps(border + u), channel);

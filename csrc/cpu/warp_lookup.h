@@ -50,6 +50,7 @@ struct RowSum {
   std::vector<Term> terms;  // the first `count` of them
   int count;
   float inside, outside;
+  int64_t ahead;  // bytes from a source row to one that a later output row will want
 };
 
 // Three planes of an output window, by source channel: row v of one is
