@@ -23,8 +23,9 @@ from interleave import interleave, report
 from fastpose.ops import cpp, decode
 
 PEOPLE, JOINTS, SIZE = (1, 8, 32), 17, (64, 48)
-# Ratios to the reference at 8 people that a build must keep.
-LEAST = {"quarter": 9, "taylor": 14, "dark": 50, "udp": 48, "soft": 26, "cpn": 12}
+# Ratios to the reference at 8 people between those of this kernel and of one that takes twice its
+# time, both measured on a Zen 4.
+LEAST = {"quarter": 10, "taylor": 15, "dark": 70, "udp": 64, "soft": 26, "cpn": 14}
 
 
 def heatmaps(people: int) -> np.ndarray:
@@ -170,14 +171,15 @@ def bench_decode_beside_mmpose():
 def bench_decode_beside_torch():
     """A kernel that takes twice its time does not pass."""
     pytest.importorskip("torch", reason="torch is not installed here")
-    assert against_torch()[32] >= 5
+    assert against_torch()[32] >= 6
 
 
 def bench_decode_beside_its_reference():
-    """Two thirds of what was measured: a kernel that takes twice its time does not pass."""
+    """A kernel that takes twice its time does not pass."""
     ratios = against_reference()
-    slow = {method: ratios[method] for method, least in LEAST.items() if ratios[method] < least}
-    assert not slow, f"below {LEAST}"
+    least = LEAST if cpp.best_isa() == "avx512" else dict.fromkeys(LEAST, 2)
+    slow = {method: ratios[method] for method in least if ratios[method] < least[method]}
+    assert not slow, f"below {least}"
 
 
 def main() -> None:

@@ -61,7 +61,7 @@ def by_size() -> dict[int, float]:
 
 
 def bench_tree_beside_its_reference():
-    """Two thirds of what was measured: a kernel that takes twice its time does not pass."""
+    """A kernel that takes twice its time does not pass: measured are 14 and, of that, 6.3."""
     assert against_reference((1,))[1] >= 9
 
 

@@ -40,8 +40,8 @@ def against_numpy() -> dict[int, float]:
 
 
 def bench_simcc_beside_numpy():
-    """Two thirds of what was measured: a kernel that takes twice its time does not pass."""
-    assert against_numpy()[32] >= 2
+    """A kernel that takes twice its time does not pass: measured are 3.1 and, of that, 1.9."""
+    assert against_numpy()[32] >= 2.4
 
 
 def main() -> None:

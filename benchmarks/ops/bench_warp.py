@@ -26,8 +26,9 @@ from fastpose.ops import cpp, warp
 PEOPLE, FRAME, SIZE = (1, 8, 32), (720, 1280), (256, 192)
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 PADDING = 1.25
-# Ratios to OpenCV and numpy, by people and turn, that a build must keep.
-LEAST = {(8, 0.0): 3.3, (8, 20.0): 1.3, (32, 0.0): 4.0, (32, 20.0): 1.3}
+# Ratios to OpenCV and numpy, by people and turn, between those of this kernel and of one that takes
+# twice its time, both measured on a Zen 4.
+LEAST = {(8, 20.0): 1.5, (32, 0.0): 5.0, (32, 20.0): 1.5}
 
 
 def picture() -> np.ndarray:
@@ -166,8 +167,9 @@ def bench_warp_beside_mmpose():
 def bench_warp_beside_opencv():
     """A kernel that takes twice its time does not pass."""
     ratios = against_opencv()
-    slow = {case: ratios[case] for case, least in LEAST.items() if ratios[case] < least}
-    assert not slow, f"below {LEAST}"
+    least = LEAST if cpp.best_isa() == "avx512" else dict.fromkeys(LEAST, 1)
+    slow = {case: ratios[case] for case in least if ratios[case] < least[case]}
+    assert not slow, f"below {least}"
 
 
 def main() -> None:
