@@ -1,6 +1,9 @@
 """Build the compiled parts: `fastpose._C` with g++, and `fastpose._C_cuda` where nvcc is found.
 
-Environment: FASTPOSE_CUDA=0 (never), 1 (required) or auto (the default: where nvcc runs).
+Environment:
+    FASTPOSE_CUDA: 0 (never), 1 (required) or auto (the default: where nvcc runs).
+    FASTPOSE_CUDA_ARCHS: compute capabilities to build for, such as 90 or 80,90; by default those of
+        CUDA_ARCHS that nvcc knows. Newer GPUs compile the code of the last one when they load it.
 """
 
 from __future__ import annotations
@@ -55,12 +58,12 @@ NVCC_FLAGS = [
     "-std=c++17",
     "-O3",
     "--cudart=static",
-    "-gencode=arch=compute_80,code=sm_80",
-    "-gencode=arch=compute_90,code=sm_90",
-    "-gencode=arch=compute_90,code=compute_90",
+    f"--threads={COMPILERS_AT_ONCE}",
     "-Xptxas=-v,-warn-spills,-warn-lmem-usage",
     "-Xcompiler=-fPIC,-fvisibility=hidden",
 ]
+
+CUDA_ARCHS = ("80", "90", "120")
 
 
 def is_x86() -> bool:
@@ -105,6 +108,21 @@ def choose_nvcc() -> str | None:
     if nvcc is None:
         announce("CUDA part skipped: no nvcc found (FASTPOSE_CUDA=1 makes this an error)")
     return nvcc
+
+
+def cuda_archs(nvcc: str) -> list[str]:
+    """Flags that name the GPUs to build for."""
+    wish = os.environ.get("FASTPOSE_CUDA_ARCHS")
+    if wish:
+        names = wish.split(",")
+        if not all(name.isdigit() for name in names):
+            sys.exit(f"FASTPOSE_CUDA_ARCHS must be such as 90 or 80,90, got {wish!r}")
+    else:
+        command = [nvcc, "--list-gpu-arch"]
+        known = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+        names = [name for name in CUDA_ARCHS if f"compute_{name}" in known]
+    flags = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in names]
+    return [*flags, f"-gencode=arch=compute_{names[-1]},code=compute_{names[-1]}"]
 
 
 def announce(line: str) -> None:
@@ -160,7 +178,8 @@ class BuildExtensions(build_ext):
         path.parent.mkdir(parents=True, exist_ok=True)
         includes = [f"-I{folder}" for folder in extension.include_dirs]
         includes.append(f"-I{sysconfig.get_paths()['include']}")
-        command = [str(self.nvcc), *NVCC_FLAGS, *includes, *extension.sources, "-o", str(path)]
+        flags = [*NVCC_FLAGS, *cuda_archs(str(self.nvcc)), *includes]
+        command = [str(self.nvcc), *flags, *extension.sources, "-o", str(path)]
         announce(" ".join(command))
         try:
             subprocess.run(command, check=True)

@@ -104,8 +104,8 @@ void bind_warp_frames(uintptr_t data, Shape strides, Shape shape, uintptr_t tabl
     using T = decltype(real);
     const auto launch = [&](auto format, const float* matrix) {
       using Format = decltype(format);
-      const FrameOutput output = frame_output<Format>(pointer<void>(out), windows, scale.data(),
-                                                      shift.data(), matrix, channels_last, swap_rb);
+      const FrameOutput output = frame_output<Format, T>(
+          pointer<void>(out), windows, scale.data(), shift.data(), matrix, channels_last, swap_rb);
       launch_frames<Format, T>(frames, windows, output, pointer<CUstream_st>(stream));
     };
     if (nv12_matrix)

@@ -18,9 +18,10 @@ namespace cuda {
 
 constexpr int kLanes = 32;
 constexpr int kWarps = 4;  // of a block that cuts frames, each with a tile of its own
-constexpr int kMaxRows = 16;
+constexpr int kMaxRows = 32;
 constexpr int kBusyWarps = 4096;  // what a large GPU takes at a time
 constexpr int kMapThreads = 128;
+constexpr int kMapBlocks = 10;  // on a processor at a time, which leaves 48 registers
 constexpr int64_t kMaxGridZ = 65535;
 constexpr int kMaxArea = 16;
 
@@ -37,6 +38,12 @@ struct Windows {
   __device__ int source_of(int64_t window) const { return source ? source[window] : 0; }
   __device__ int area_of(int64_t window) const {
     return areas ? min(max(areas[window], 1), kMaxArea) : area;
+  }
+  __device__ bool finite(int64_t window) const {
+    float sum = 0;  // of zeros, or NaN
+#pragma unroll
+    for (int i = 0; i < 6; ++i) sum += affines[6 * window + i] - affines[6 * window + i];
+    return sum == 0;
   }
 };
 
@@ -66,7 +73,6 @@ struct Row {
   float u, v, one;
 
   __device__ static Row load(const float* m) { return {m[0], m[1], m[2]}; }
-  __device__ bool finite() const { return u - u == 0 && v - v == 0 && one - one == 0; }
   __device__ Place at(int column, int row) const {
     Place place{0, 0};
     add_product(one, 1, &place);
@@ -91,14 +97,14 @@ __device__ inline bool find_between(Place place, float rest, int size, Between* 
 // Where sample i of `area` lies in an output pixel, as subpixel() of affine.h; part is 1 / area.
 __device__ inline float inner_at(int i, float part) { return fmaf(i + 0.5f, part, -0.5f); }
 
-// Calls tap(column, row, weight) for every tap of an output pixel inside a source of that size,
-// weights adding up to area * area; returns the weight of those outside. A tap of weight zero is
-// left out, so that it cannot spread an infinity or NaN. kCorners are worked on at a time.
+// For a finite affine, calls tap(column, row, weight) for every tap of an output pixel inside a
+// source of that size, weights adding up to area * area; returns the weight of those outside. A tap
+// of weight zero is left out, so that it cannot spread an infinity or NaN. kCorners are worked on
+// at a time.
 template <int kCorners, class Tap>
 __device__ inline float for_taps(const float* affine, int u, int v, int height, int width, int area,
                                  const Tap& tap) {
   const Row x_axis = Row::load(affine), y_axis = Row::load(affine + 3);
-  if (!x_axis.finite() || !y_axis.finite()) return static_cast<float>(area * area);
   const Place x = x_axis.at(u, v), y = y_axis.at(u, v);
   const float part = part_of(area);
   float outside = 0;
@@ -161,11 +167,11 @@ struct Frames {
 };
 
 struct FrameOutput {
-  void* data;
+  char* data;
   float scale[3], shift[3];                   // by source channel, for the mean of all samples
   float one_scale[3], one_shift[3];           // for the sum of a single one, see Format::start
   float matrix[9];                            // of Nv12, for colours from 0 to 1
-  int64_t window_step, row_step, channel[3];  // elements; `channel` by source channel
+  int64_t window_step, row_step, channel[3];  // bytes; `channel` by source channel
   int column_step;
 };
 
@@ -218,6 +224,12 @@ struct Interleaved {
   // A pair of taps is read as three aligned words: so far right of the frame's left edge and left
   // of its right edge they stay within the row.
   static constexpr int kLeft = 1, kRight = 3;
+  // On a processor at a time: 12 leave 40 registers, with which code for sm_80 would spill.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+  static constexpr int kBlocks = 10;
+#else
+  static constexpr int kBlocks = 12;
+#endif
   static constexpr int kRowsAtOnce = 2;        // loads of one wait behind those of the other
   static constexpr float kUnit = 1.0f / kOne;  // of a sum
 
@@ -284,6 +296,7 @@ struct Interleaved {
 struct Nv12 {
   static constexpr int kLeft = 0, kRight = 1;
   static constexpr int kRowsAtOnce = 1;
+  static constexpr int kBlocks = 10;  // 48 registers
   static constexpr float kUnit = 1;
 
   using Sum = Pixel;
@@ -353,45 +366,41 @@ struct Extent {
 // Where the values of a column of output pixels go.
 template <class T>
 struct Column {
-  T* to;
+  char* to;
 
-  __device__ Column(const FrameOutput& out, int64_t window, int u, int v) {
-    to = static_cast<T*>(out.data) + window * out.window_step + v * out.row_step +
-         u * out.column_step;
-  }
+  __device__ Column(const FrameOutput& out, int64_t window, int u, int v)
+      : to(out.data + window * out.window_step + v * out.row_step + u * out.column_step) {}
   // Into the next row.
   __device__ void put(const FrameOutput& out, const Pixel& value) {
-    to[out.channel[0]] = as_real<T>(value.c0);
-    to[out.channel[1]] = as_real<T>(value.c1);
-    to[out.channel[2]] = as_real<T>(value.c2);
+    *reinterpret_cast<T*>(to + out.channel[0]) = as_real<T>(value.c0);
+    *reinterpret_cast<T*>(to + out.channel[1]) = as_real<T>(value.c1);
+    *reinterpret_cast<T*>(to + out.channel[2]) = as_real<T>(value.c2);
     to += out.row_step;
   }
 };
 
-__device__ inline Pixel normalise(const Pixel& sum, const Pixel& scale, const Pixel& shift) {
-  return {fmaf(sum.c0, scale.c0, shift.c0), fmaf(sum.c1, scale.c1, shift.c1),
-          fmaf(sum.c2, scale.c2, shift.c2)};
+__device__ inline Pixel times(const Pixel& value, float factor) {
+  return {value.c0 * factor, value.c1 * factor, value.c2 * factor};
 }
-__device__ inline Pixel scaled(const FrameOutput& out, float unit) {
-  return {out.scale[0] * unit, out.scale[1] * unit, out.scale[2] * unit};
-}
-__device__ inline Pixel shift_of(const FrameOutput& out) {
-  return {out.shift[0], out.shift[1], out.shift[2]};
+__device__ inline Pixel normalise(const Pixel& value, const float* scale, const float* shift) {
+  return {fmaf(value.c0, scale[0], shift[0]), fmaf(value.c1, scale[1], shift[1]),
+          fmaf(value.c2, scale[2], shift[2])};
 }
 
-// Dense windows [N, 3, h, w] or [N, h, w, 3]; scale and shift by output channel.
-template <class Format>
+// Dense windows [N, 3, h, w] or [N, h, w, 3] of T; scale and shift by output channel.
+template <class Format, class T>
 FrameOutput frame_output(void* data, const Windows& windows, const float* scale, const float* shift,
                          const float* matrix, bool channels_last, bool swap_rb) {
   const int64_t plane = int64_t{windows.height} * windows.width;
+  const int size = sizeof(T);
   FrameOutput out{};
-  out.data = data;
-  out.window_step = 3 * plane;
-  out.column_step = channels_last ? 3 : 1;
+  out.data = static_cast<char*>(data);
+  out.window_step = 3 * plane * size;
+  out.column_step = (channels_last ? 3 : 1) * size;
   out.row_step = int64_t{windows.width} * out.column_step;
   for (int c = 0; c < 3; ++c) {
     const int to = swap_rb ? 2 - c : c;
-    out.channel[c] = to * (channels_last ? 1 : plane);
+    out.channel[c] = to * (channels_last ? 1 : plane) * size;
     out.scale[c] = scale[to];
     out.shift[c] = shift[to];
     const double one = double{scale[to]} * Format::kUnit;
@@ -427,7 +436,7 @@ struct Strip {
 // All taps of the tile lie inside the frame, `left` and `top` counting from its places.
 template <class Format, class T>
 __device__ inline void cut_inside(const Strip& strip, const Frame& frame, float left, float top,
-                                  const FrameOutput& out, Column<T>* column) {
+                                  const FrameOutput& out, Column<T> column) {
   const typename Format::Inside taps(frame, strip.x.whole + static_cast<int>(left),
                                      strip.y.whole + static_cast<int>(top), out.matrix);
   const auto lane = static_cast<float>(strip.lane);
@@ -435,18 +444,15 @@ __device__ inline void cut_inside(const Strip& strip, const Frame& frame, float 
   float y = fmaf(strip.y_axis.u, lane, strip.y.rest - top);
   float row = 0;
   if (strip.area == 1) {
-    const Pixel scale{out.one_scale[0], out.one_scale[1], out.one_scale[2]};
-    const Pixel shift{out.one_shift[0], out.one_shift[1], out.one_shift[2]};
 #pragma unroll Format::kRowsAtOnce
     for (int i = 0; i < strip.rows; ++i, ++row) {
       typename Format::Sum sum = Format::start();
       taps.add(fmaf(strip.x_axis.v, row, x), fmaf(strip.y_axis.v, row, y), &sum);
-      column->put(out, normalise(Format::started_value(sum), scale, shift));
+      column.put(out, normalise(Format::started_value(sum), out.one_scale, out.one_shift));
     }
     return;
   }
   const float part = part_of(strip.area);
-  const Pixel scale = scaled(out, Format::kUnit * part * part), shift = shift_of(out);
 #pragma unroll 1
   for (int i = 0; i < strip.rows; ++i, ++row) {
     typename Format::Sum sum = Format::zero();
@@ -459,7 +465,8 @@ __device__ inline void cut_inside(const Strip& strip, const Frame& frame, float 
         taps.add(x + strip.x_axis.inner(du, dv), y + strip.y_axis.inner(du, dv), &sum);
       }
     }
-    column->put(out, normalise(Format::value(sum), scale, shift));
+    column.put(out, normalise(times(Format::value(sum), Format::kUnit * part * part), out.scale,
+                              out.shift));
   }
 }
 
@@ -468,9 +475,9 @@ __device__ inline void cut_inside(const Strip& strip, const Frame& frame, float 
 template <class Format, class T>
 __device__ inline void cut_across(const float* affine, int u, int v, int rows, int area,
                                   const Frame& frame, float border, const FrameOutput& out,
-                                  Column<T>* column) {
+                                  Column<T> column) {
 #pragma unroll 1
-  for (const int end = v + rows; v < end; ++v) {
+  for (; rows > 0; --rows, ++v) {
     Pixel sum{0, 0, 0};
     const float outside =
         for_taps<1>(affine, u, v, frame.height, frame.width, area, [&](int x, int y, float weight) {
@@ -480,7 +487,7 @@ __device__ inline void cut_across(const float* affine, int u, int v, int rows, i
         });
     const float beyond = outside * border, part = part_of(area);
     sum = {sum.c0 + beyond, sum.c1 + beyond, sum.c2 + beyond};
-    column->put(out, normalise(sum, scaled(out, part * part), shift_of(out)));
+    column.put(out, normalise(times(sum, part * part), out.scale, out.shift));
   }
 }
 
@@ -497,7 +504,7 @@ void for_grids(dim3 grid, int64_t windows, const Launch& launch) {
 // One warp for each tile of kLanes x `rows` output pixels, one lane for each of its columns: lanes
 // side by side read and write side by side.
 template <class Format, class T>
-__global__ void __launch_bounds__(kLanes* kWarps, 12)
+__global__ void __launch_bounds__(kLanes* kWarps, Format::kBlocks)
     warp_frames(const Frames frames, const Windows windows, const FrameOutput out, const int rows,
                 const int64_t first) {
   const int u = blockIdx.x * kLanes, v = (blockIdx.y * kWarps + threadIdx.y) * rows;
@@ -520,19 +527,19 @@ __global__ void __launch_bounds__(kLanes* kWarps, 12)
   const Extent wide(strip.x, strip.x_axis, across, strip.rows, inner);
   const Extent tall(strip.y, strip.y_axis, across, strip.rows, inner);
   Column<T> column(out, window, u + lane, v);
-  if (!strip.x_axis.finite() || !strip.y_axis.finite() || !Format::holds(frame) ||
-      wide.outside(strip.x, frame.width) || tall.outside(strip.y, frame.height)) {
+  if (!windows.finite(window) || !Format::holds(frame) || wide.outside(strip.x, frame.width) ||
+      tall.outside(strip.y, frame.height)) {
     const Pixel border{windows.border, windows.border, windows.border};
-    const Pixel value = normalise(border, scaled(out, 1), shift_of(out));
+    const Pixel value = normalise(border, out.scale, out.shift);
 #pragma unroll 1
     for (int i = 0; i < strip.rows; ++i) column.put(out, value);
   } else if (frame.stride >= 0 && frame.stride < kMaxInsideStride &&
              wide.inside(strip.x, frame.width, Format::kLeft, Format::kRight) &&
              tall.inside(strip.y, frame.height, 0, 1)) {
-    cut_inside<Format>(strip, frame, floorf(wide.low), floorf(tall.low), out, &column);
+    cut_inside<Format>(strip, frame, floorf(wide.low), floorf(tall.low), out, column);
   } else {
     cut_across<Format>(affine, u + lane, v, strip.rows, strip.area, frame, windows.border, out,
-                       &column);
+                       column);
   }
 }
 
@@ -615,7 +622,7 @@ __device__ inline void store_side_by_side(const T (&values)[kGroup], int count, 
 // One thread for each output pixel and group of channels. With kVector, channels lie side by side,
 // a group at an address divisible by 16, there are only whole groups, and no swap.
 template <class From, class To, bool kVector>
-__global__ void __launch_bounds__(kMapThreads, 10)
+__global__ void __launch_bounds__(kMapThreads, kMapBlocks)
     warp_maps(const Maps<const From> maps, const Windows windows, const MapOutput out,
               const int64_t first) {
   constexpr int kGroup = kGroupOf<From, kVector>;
@@ -627,7 +634,7 @@ __global__ void __launch_bounds__(kMapThreads, 10)
 
   const int64_t window = first + blockIdx.z;
   const int source = windows.source_of(window), area = windows.area_of(window);
-  const bool known = source >= 0 && source < windows.sources;
+  const bool known = source >= 0 && source < windows.sources && windows.finite(window);
   float sum[kGroup];
 #pragma unroll
   for (int c = 0; c < kGroup; ++c) sum[c] = 0;
@@ -682,7 +689,7 @@ __global__ void __launch_bounds__(kMapThreads, 10)
 // there. `total` begins as zeros. The order of additions is the device's: sums differ in rounding
 // from run to run.
 template <class From>
-__global__ void __launch_bounds__(kMapThreads, 10)
+__global__ void __launch_bounds__(kMapThreads, kMapBlocks)
     scatter_maps(const Maps<const From> grad, const Windows windows, const Maps<float> total,
                  const float* scale, const bool swap_rb, const int64_t first) {
   constexpr int kGroup = kStridedGroup;
@@ -696,7 +703,7 @@ __global__ void __launch_bounds__(kMapThreads, 10)
 
   const int64_t window = first + blockIdx.z;
   const int source = windows.source_of(window), area = windows.area_of(window);
-  if (source < 0 || source >= windows.sources) return;
+  if (source < 0 || source >= windows.sources || !windows.finite(window)) return;
   const From* cell = grad.data + window * grad.map_stride + share.channel * grad.channel_stride +
                      share.v * grad.row_stride + share.u * grad.column_stride;
   const float part = part_of(area * area);

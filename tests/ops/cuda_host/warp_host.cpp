@@ -130,7 +130,7 @@ void frames_job(const Job& job) {
                       job.whole("row_stride"),
                       job.whole("H"),
                       job.whole("W")};
-  const FrameOutput out = frame_output<Format>(
+  const FrameOutput out = frame_output<Format, T>(
       job.array<void>("out"), windows, job.array<float>("scale"), job.array<float>("shift"),
       job.array<float>("matrix"), job.whole("channels_last"), job.whole("swap_rb"));
   const int rows = job.whole("rows") ? job.whole("rows") : rows_of_tile(windows);
