@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import os
 import sys
@@ -40,8 +41,10 @@ def _dtype_name(dtype: Hashable) -> str:
 
 def check_array(name: str, value: Any) -> None:
     """Raise ValueError unless the argument called `name` is a numpy array or a torch tensor."""
+    if isinstance(value, np.ndarray):
+        return
     torch = sys.modules.get("torch")  # without it there can be no tensor
-    if not isinstance(value, np.ndarray) and not (torch and isinstance(value, torch.Tensor)):
+    if not (torch and isinstance(value, torch.Tensor)):
         came = type(value).__name__
         raise ValueError(f"{name} must be a numpy array or a torch tensor, got {came}")
 
@@ -93,10 +96,10 @@ def choose(
             return name
     if not _has(reference):
         raise BackendError(
-            f"{_missing(device)}, and {reference} is not installed for the reference"
+            f"{_missing(device, kernels)}, and {reference} is not installed for the reference"
         )
     if kernels and (device == "cuda" or "cpp" in kernels):
-        warnings.warn(f"{_missing(device)}: using the {reference} reference", stacklevel=3)
+        warnings.warn(f"{_missing(device, kernels)}: using the {reference} reference", stacklevel=3)
     return "reference"
 
 
@@ -107,7 +110,7 @@ def _usable(name: str, device: str) -> bool:
         case "cuda":
             return device == "cuda" and _has("fastpose._C_cuda")
         case "triton":
-            return _has("triton") and (device == "cuda" or _interpreted())
+            return (device == "cuda" or _interpreted()) and _has("torch") and _triton_loads()
         case _:
             return False
 
@@ -117,7 +120,9 @@ def _is_fast(name: str, device: str) -> bool:
     return name != "triton" or device == "cuda"
 
 
-def _missing(device: str) -> str:
+def _missing(device: str, kernels: tuple[str, ...]) -> str:
+    if device == "cuda" and "triton" in kernels:
+        return "triton is not installed, or does not load"
     if device != "cpu":
         return f"there is no kernel for {device}"
     # Python that is started in a checkout takes the package from there, installed or not.
@@ -127,6 +132,16 @@ def _missing(device: str) -> str:
 
 def _interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@functools.cache
+def _triton_loads() -> bool:
+    # Made for another libc it is found and fails when it is loaded, as it soon would be.
+    try:
+        importlib.import_module("triton")
+    except (ImportError, OSError):
+        return False
+    return True
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 import warnings
 
 import numpy as np
@@ -58,3 +59,28 @@ def test_kernels_that_were_not_built_are_missed_aloud(lacking):
         warnings.simplefilter("error")
         decode(MAPS, backend="reference")
         assert dispatch.choose(None, MAPS, ()) == "reference"  # no kernel was to be expected
+
+
+@pytest.mark.parametrize("fault", [ImportError("no libtriton"), OSError("GLIBC_2.99 not found")])
+def test_triton_that_does_not_load_is_no_kernel(monkeypatch, fault):
+    def fail(module):
+        raise fault
+
+    monkeypatch.setattr(dispatch.importlib, "import_module", fail)
+    monkeypatch.setattr(dispatch, "_triton_loads", dispatch._triton_loads.__wrapped__)
+    maps = types.SimpleNamespace(device=types.SimpleNamespace(type="cuda"))  # where there is none
+    with pytest.raises(BackendError, match="'triton' cannot run on cuda; usable: reference"):
+        dispatch.choose("triton", maps, ("cpp", "triton"))
+    with pytest.warns(UserWarning, match="triton is not installed, or does not load: using"):
+        assert dispatch.choose(None, maps, ("cpp", "triton")) == "reference"
+
+
+def test_triton_is_the_kernel_on_cuda_and_by_name_where_it_is_interpreted(monkeypatch):
+    maps = types.SimpleNamespace(device=types.SimpleNamespace(type="cuda"))
+    assert dispatch.choose(None, maps, ("cpp", "triton")) == "triton"
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert dispatch.choose("triton", MAPS, ("triton",)) == "triton"
+    assert dispatch.choose(None, MAPS, ("triton",)) == "reference"
+    monkeypatch.delenv("TRITON_INTERPRET")
+    with pytest.raises(BackendError, match="'triton' cannot run on cpu"):
+        dispatch.choose("triton", MAPS, ("triton",))
