@@ -675,8 +675,9 @@ def _check_options(options: WarpOptions) -> None:
 
 
 def _check_device(name: str, array: Array, frames: Array) -> None:
-    allowed = dict.fromkeys(("cpu", device_kind(frames)))
+    allowed = ("cpu", device_kind(frames))
     if device_kind(array) not in allowed:
+        allowed = tuple(dict.fromkeys(allowed))
         raise ValueError(f"{name} must be on {' or '.join(allowed)}, got {device_kind(array)}")
 
 
