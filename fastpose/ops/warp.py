@@ -677,8 +677,8 @@ def _check_options(options: WarpOptions) -> None:
 def _check_device(name: str, array: Array, frames: Array) -> None:
     allowed = ("cpu", device_kind(frames))
     if device_kind(array) not in allowed:
-        allowed = tuple(dict.fromkeys(allowed))
-        raise ValueError(f"{name} must be on {' or '.join(allowed)}, got {device_kind(array)}")
+        places = " or ".join(dict.fromkeys(allowed))
+        raise ValueError(f"{name} must be on {places}, got {device_kind(array)}")
 
 
 def _check_affines(affines: Array, frames: Array) -> None:
