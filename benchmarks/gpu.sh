@@ -53,6 +53,7 @@ stage() {
   local name=$1 share=$2 begin=$SECONDS status command
   shift 2
   command=${*//"$out"/DIR}
+  command=${command//"$scratch"/DIR}
   command=${command//"$python"/python}
   end=$((end + share * patience))
   say "$name, until $end s: $command"
@@ -67,7 +68,10 @@ stage() {
 
 program() { stage "$1" "$2" "$python" "benchmarks/gpu/$1.py" $dry --out "$json"; }
 
-build=(env FASTPOSE_CUDA=1 "$python" setup.py build_ext --inplace)
+arch=90 # a dry run's GPU
+[ -n "$dry" ] ||
+  arch=$("$python" -c "import torch; print('%d%d' % torch.cuda.get_device_capability())") || arch=90
+build=(env FASTPOSE_CUDA=1 FASTPOSE_CUDA_ARCHS="$arch" "$python" setup.py build_ext --inplace)
 tests=("$python" -m pytest tests -m gpu -q -ra "${workers[@]}" --junitxml="$out/gpu-tests.xml")
 [ -z "$dry" ] || tests=("$python" -m pytest tests -m gpu -q --collect-only)
 
@@ -77,7 +81,7 @@ stage build 80 "${build[@]}" ||
 "$python" benchmarks/gpu/report.py "$json" build "$scratch/build.log" | tee -a "$log"
 
 stage tests 115 "${tests[@]}"
-[ -n "$dry" ] || "$python" benchmarks/gpu/report.py "$json" tests "$out/gpu-tests.xml"
+[ -n "$dry" ] || "$python" benchmarks/gpu/report.py "$json" tests "$out/gpu-tests.xml" || failed=1
 
 program sanitize 78
 program ceilings 12
@@ -86,6 +90,11 @@ program decode 45
 program render 25
 program propagate 45
 program step 50
+# Last, in the time that the others have left: what it finds is for the next version.
+left=$((end + 30 * patience - SECONDS - 10))
+stage tune_propagate 30 "$python" benchmarks/gpu/tune_propagate.py $dry \
+  --seconds $((left < 60 ? left : 60)) --out "$scratch/tune.json"
+"$python" benchmarks/gpu/report.py "$json" tune "$scratch/tune.json"
 
 say "done, in $out"
 "$python" benchmarks/gpu/report.py "$json" table | tee -a "$log"

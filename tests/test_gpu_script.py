@@ -59,6 +59,7 @@ def document(tmp_path_factory):
         "import importlib\n"
         "for name in sys.argv[2:]:\n"
         "    importlib.import_module(name).main(['--dry-run', '--out', sys.argv[1]])\n"
+        "importlib.import_module('tune_propagate').main(['--dry-run'])\n"
     )
     without_what_may_be_absent(code, str(path), *programs)
     return json.loads(path.read_text())

@@ -3,6 +3,7 @@
     python benchmarks/gpu/report.py FILE stage NAME STATUS SECONDS COMMAND
     python benchmarks/gpu/report.py FILE build LOG
     python benchmarks/gpu/report.py FILE tests XML
+    python benchmarks/gpu/report.py FILE tune JSON
     python benchmarks/gpu/report.py FILE table
 
 It needs Python alone, so that what went wrong with anything else can be written down.
@@ -69,37 +70,39 @@ def first_line(error: BaseException) -> str:
 
 
 def kernel_resources(log: str) -> list[str]:
-    """What nvcc says of each kernel: its name, then registers, shared memory, stack and spills."""
-    said = re.findall(r"ptxas (?:info|warning)\s*: (.*)", log)
-    bytes_lines = re.findall(r"^\s+(\d+ bytes stack frame.*)$", log, re.MULTILINE)
-    wanted = [line for line in said if re.search(r"Compiling entry|Used \d+ reg|spill|stack", line)]
-    return [*wanted, *sorted(set(bytes_lines))]
+    """What ptxas says of each kernel, in a line: architecture, name, registers, stack, spills."""
+    kernel = re.compile(
+        r"Compiling entry function '(?P<name>\w+)' for '(?P<arch>\w+)'"
+        r".*?(?P<stack>\d+ bytes stack frame[^\n]*)"
+        r".*?Used (?P<registers>\d+) registers",
+        re.DOTALL,
+    )
+    return [
+        f"{found['arch']} {found['registers']} registers, {found['stack']}: {found['name']}"
+        for found in kernel.finditer(log)
+    ]
 
 
 def count_tests(path: Path) -> dict[str, Any]:
-    """Numbers and failures from a junit file."""
+    """Numbers of a junit file, and what failed or was skipped why; "error" if nothing ran."""
     if not path.exists():
         return {"error": f"pytest wrote no {path.name}"}
     suites = list(ElementTree.parse(path).getroot().iter("testsuite"))
-    counts = {
+    counts: dict[str, Any] = {
         key: sum(int(suite.get(key, 0)) for suite in suites)
         for key in ("tests", "failures", "errors", "skipped")
     }
-    failed = [
-        f"{case.get('classname')}::{case.get('name')}: {(problem.get('message') or '')[:MESSAGE]}"
-        for suite in suites
-        for case in suite.iter("testcase")
-        for problem in case
-        if problem.tag in ("failure", "error")
-    ]
-    skipped = [
-        f"{case.get('classname')}::{case.get('name')}: {(problem.get('message') or '')[:MESSAGE]}"
-        for suite in suites
-        for case in suite.iter("testcase")
-        for problem in case
-        if problem.tag == "skipped"
-    ]
-    return counts | {"failed": failed, "skips": skipped}
+    for key, tags in (("failed", ("failure", "error")), ("skips", ("skipped",))):
+        counts[key] = [
+            f"{case.get('classname')}::{case.get('name')}: {said.get('message') or ''}"[:MESSAGE]
+            for suite in suites
+            for case in suite.iter("testcase")
+            for said in case
+            if said.tag in tags
+        ]
+    if counts["skipped"] == counts["tests"]:
+        counts["error"] = f"none of {counts['tests']} tests ran"
+    return counts
 
 
 def table(document: Mapping[str, Any]) -> str:
@@ -181,7 +184,12 @@ def main(arguments: Sequence[str]) -> None:
             report.set(nvcc=lines)
             print("\n".join(lines))
         case "tests", [xml]:
-            report.set(tests=count_tests(Path(xml)))
+            counts = count_tests(Path(xml))
+            report.set(tests=counts)
+            if "error" in counts:
+                raise SystemExit(counts["error"])
+        case "tune", [other]:
+            report.set(tune=json.loads(Path(other).read_text()) if Path(other).exists() else None)
         case "table", []:
             print(table(report.read()))
         case _:

@@ -245,9 +245,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 break
             found = measure(Inputs(device, dtype, case), tiles, tiles[0], until)
             print(f"{case.name}: {len(found)} tiles", flush=True)
-            times[case] = {tile: us for tile, us in found.items() if us is not None}
-    if not args.dry_run:
-        conclude(times, processors)
+            timed = {tile: us for tile, us in found.items() if us is not None}
+            times |= {case: timed} if timed else {}
     if args.out is not None:
         rows = [
             {"case": case.name, "tile": tile._asdict(), "us": us}
@@ -256,6 +255,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ]
         about = describe_machine(f"python benchmarks/gpu/{parser.prog}", args.dry_run)
         args.out.write_text(json.dumps({"about": about, "rows": rows}, indent=1))
+    if times:
+        conclude(times, processors)
 
 
 if __name__ == "__main__":
