@@ -65,6 +65,7 @@ def propagate(
             TF32 unless that is switched off) and for sides up to 15. It reads channels-last
             features and kernels where they lie and copies others in every call: a module on CUDA
             should be `.to(memory_format=torch.channels_last)`. Its gradient is the reference's.
+            What is traced (`torch.export`, `torch.compile`) takes the reference, too.
 
     Returns:
         The refined maps, in shape, type and device like `features`; in memory channels-last from
