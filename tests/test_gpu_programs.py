@@ -1,6 +1,10 @@
-"""The timer of the GPU programs, on a device whose kernels take as long as they are told."""
+"""What the GPU programs make of what they see: of a clock, of the sanitizer, of ptxas, of pytest.
+
+The device is one whose kernels take as long as they are told.
+"""
 
 import importlib
+import re
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -197,3 +201,63 @@ def test_results_agree_only_where_both_are_numbers(timing, actual, expected, fit
         else:
             with pytest.raises(timing.WrongResultError):
                 timing.agree(torch.tensor(actual), torch.tensor(expected), **limit)
+
+
+CLEAN = "========= COMPUTE-SANITIZER\n========= {}\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "tool", "part", "status", "verdict"),
+    [
+        ("ERROR SUMMARY: 0 errors", "memcheck", "warp", 0, "clean"),
+        ("ERROR SUMMARY: 2 errors", "memcheck", "warp", 9, "2 errors"),
+        ("ERROR SUMMARY: 0 errors", "memcheck", "warp", 1, "clean, but the calls failed with stat"),
+        ("ERROR SUMMARY: 1 error", "memcheck", "planted", 9, "found"),
+        ("ERROR SUMMARY: 0 errors", "memcheck", "planted", 0, "not found: the tool is blind here"),
+        ("Error: Device not supported", "memcheck", "warp", 1, "no verdict: ========= Error: Devi"),
+        (
+            "RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)",
+            "racecheck", "decode", 0, "clean",
+        ),
+        (
+            "RACECHECK SUMMARY: 3 hazards displayed (2 errors, 1 warning)",
+            "racecheck", "decode", 9, "2 errors",
+        ),
+    ],
+)  # fmt: skip
+def test_the_sanitizer_is_believed_only_with_a_summary(device, said, tool, part, status, verdict):
+    judge = importlib.import_module("sanitize").judge
+    assert judge(CLEAN.format(said), tool, part, status).startswith(verdict)
+
+
+def test_the_sanitizer_gets_no_more_time_than_its_stage(device):
+    script = (PROGRAMS.parent / "gpu.sh").read_text()
+    (share,) = re.findall(r"^program sanitize (\d+)", script, re.MULTILINE)
+    assert int(share) - 15 >= importlib.import_module("sanitize").SECONDS
+
+
+def test_each_kernel_of_ptxas_is_a_line(device):
+    log = (
+        "ptxas info    : 0 bytes gmem\n"
+        "ptxas info    : Compiling entry function '_Z4warpf' for 'sm_90'\n"
+        "ptxas info    : Function properties for _Z4warpf\n"
+        "    8 bytes stack frame, 4 bytes spill stores, 4 bytes spill loads\n"
+        "ptxas info    : Used 44 registers, used 0 barriers, 8 bytes cumulative stack size\n"
+    )
+    assert importlib.import_module("report").kernel_resources(log) == [
+        "sm_90 44 registers, 8 bytes stack frame, 4 bytes spill stores, 4 bytes spill loads: "
+        "_Z4warpf"
+    ]
+
+
+@pytest.mark.parametrize(("skipped", "error"), [(1, None), (2, "none of 2 tests ran")])
+def test_tests_that_all_skip_are_an_error(device, tmp_path, skipped, error):
+    path = tmp_path / "tests.xml"
+    path.write_text(
+        f'<testsuites><testsuite tests="2" failures="0" errors="0" skipped="{skipped}">'
+        '<testcase classname="a" name="b"><skipped message="no device"/></testcase>'
+        "</testsuite></testsuites>"
+    )
+    counts = importlib.import_module("report").count_tests(path)
+    assert counts.get("error") == error
+    assert counts["skips"] == ["a::b: no device"]
