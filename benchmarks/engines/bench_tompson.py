@@ -11,9 +11,11 @@ picture; on a busy machine the ratios hold, the times do not.
 from __future__ import annotations
 
 import argparse
+import datetime
 import itertools
 import json
 import os
+import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -117,9 +119,11 @@ def main() -> None:
     if args.out:
         figures = {
             "machine": args.machine,
+            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+            "date": datetime.date.today().isoformat(),
             "command": "python benchmarks/engines/bench_tompson.py "
             f"--threads {args.threads} --rounds {args.rounds}",
-            "torch": torch.__version__,
+            "check": "the coarse maps of the two are equal",
             "load": [round(load, 1), round(os.getloadavg()[0], 1)],
             "what": "milliseconds a picture of 256x256, wall time, medians and quartiles, all "
             "networks of a batch size by turns; ratio is of cascade to coarse; load is the "
