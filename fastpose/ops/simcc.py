@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -76,18 +77,11 @@ def decode_simcc(
         BackendError: `backend` was named and cannot run here.
     """
     _check_vectors("x", x, "y", y)
-    for name, value in (("split", split), ("peak_value", peak_value)):
-        if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{name} must be positive and finite, got {value!r}")
+    pairs = tuple(map(tuple, flip_pairs)) if flip_pairs else ()
+    options = _options(split, peak_value, pairs, x.shape[1])
     if flipped is not None:
         _check_flipped((x, y), flipped, flip_pairs)
     check_affines("x", x, x.shape[0], affines)
-    options = SimccOptions(
-        split=split,
-        flip_shift=max(0, round(split - 1)),
-        peak_value=peak_value,
-        partner=mirror_partners(flip_pairs or (), x.shape[1]),
-    )
     match choose(backend, x, kernels=("cpp",), reference="numpy"):
         case "cpp":
             from fastpose.ops import cpp
@@ -95,6 +89,22 @@ def decode_simcc(
             return cpp.decode_simcc((x, y), flipped, affines, options)
         case _:
             return decode_simcc_reference((x, y), flipped, affines, options)
+
+
+@functools.lru_cache(maxsize=64)  # to check and to make them takes as long as to decode a person
+def _options(
+    split: float, peak_value: float, flip_pairs: tuple[tuple[int, ...], ...], joints: int
+) -> SimccOptions:
+    """Check the choices that `decode_simcc` was given."""
+    for name, value in (("split", split), ("peak_value", peak_value)):
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{name} must be positive and finite, got {value!r}")
+    return SimccOptions(
+        split=split,
+        flip_shift=max(0, round(split - 1)),
+        peak_value=peak_value,
+        partner=mirror_partners(flip_pairs, joints),
+    )
 
 
 def decode_simcc_reference(
