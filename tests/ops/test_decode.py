@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from kernels import instruction_sets
+from kernels import instruction_sets, kernels
 
 from fastpose import _C
 from fastpose.errors import BackendError
@@ -24,11 +24,51 @@ NAN, INF = np.float32("nan"), np.float32("inf")
 reference = functools.partial(decode, backend="reference")
 
 
-@pytest.fixture(params=instruction_sets())
+CPP = [pytest.param((isa, "cpu"), id=isa) for isa in instruction_sets()]
+TRITON = [pytest.param(p.values, id=p.id, marks=p.marks) for p in kernels("triton")]
+ON_CUDA = ("triton", "cuda") in [param.values[0] for param in TRITON]
+
+
+def on_backend(name, device, monkeypatch):
+    """`decode` in Triton, arguments on the device, or in C++ on the instruction set `name`."""
+    if name != "triton":
+        monkeypatch.setattr(cpp, "decode", functools.partial(cpp.decode, isa=name))
+        return functools.partial(decode, backend="cpp")
+    # What the kernel leaves unwritten is NaN.
+    monkeypatch.setattr(torch, "empty", functools.partial(torch.full, fill_value=np.nan))
+    if device == "cpu":
+        return functools.partial(decode, backend="triton")
+
+    def moved(value):
+        if isinstance(value, np.ndarray):
+            value = torch.from_numpy(np.ascontiguousarray(value))
+        return value.to(device) if isinstance(value, torch.Tensor) else value
+
+    def run(maps, **arguments):
+        arguments = {key: moved(value) for key, value in arguments.items()}
+        points, scores = (r.cpu() for r in decode(moved(maps), backend="triton", **arguments))
+        return (
+            (points.numpy(), scores.numpy()) if isinstance(maps, np.ndarray) else (points, scores)
+        )
+
+    return run
+
+
+@pytest.fixture(params=[*CPP, *TRITON])
 def kernel(request, monkeypatch):
-    """`decode` on one instruction set."""
-    monkeypatch.setattr(cpp, "decode", functools.partial(cpp.decode, isa=request.param))
-    return functools.partial(decode, backend="cpp")
+    """`decode` by every kernel, Triton's interpreted where there is no GPU."""
+    return on_backend(*request.param, monkeypatch)
+
+
+@pytest.fixture(params=[*CPP, *(TRITON if ON_CUDA else [])])
+def fast_kernel(request, monkeypatch):
+    """As `kernel`, but for so many maps that the interpreter would take minutes."""
+    return on_backend(*request.param, monkeypatch)
+
+
+@pytest.fixture(params=TRITON)
+def triton_kernel(request, monkeypatch):
+    return on_backend(*request.param, monkeypatch)
 
 
 def gaussians(centres, size=(64, 48), sigma=2.0):
@@ -351,7 +391,7 @@ def make(kind, shape):
     [(2, 3, 64, 48), (1, 2, 33, 70), (1, 2, 3, 3), (2, 2, 1, 7), (1, 3, 1, 1), (0, 4, 5, 5)],
     ids=str,
 )
-def test_kernel_equals_reference(kernel, method, kind, shape):
+def test_kernel_equals_reference(fast_kernel, method, kind, shape):
     maps = make(kind, shape)
     flipped = maps[:, :, ::-1].copy()
     for peaks in (1,) if method == "cpn" else (1, 3):
@@ -363,10 +403,60 @@ def test_kernel_equals_reference(kernel, method, kind, shape):
                 "flip_pairs": [(0, 1)],
                 "flip_shift": 1,
             }
-            expected, actual = reference(maps, **arguments), kernel(maps, **arguments)
+            expected, actual = reference(maps, **arguments), fast_kernel(maps, **arguments)
             # A step on a map without a clear peak may be long: its last digits are relative.
             np.testing.assert_allclose(actual[0], expected[0], atol=TOLERANCE, rtol=1e-5)
             np.testing.assert_array_equal(actual[1], expected[1])
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("shape", [(11, 14), (3, 3), (1, 7), (6, 1)], ids=str)
+def test_triton_equals_reference(triton_kernel, method, shape):
+    kinds = ("noise", "signed", "flat", "ties", "gaussians")
+    maps = np.concatenate([make(kind, (1, 1, *shape)) for kind in kinds], axis=1)
+    maps[0, 0, 0, 0] = NAN
+    arguments = {"method": method, "flip_pairs": [(0, 1), (2, 4)], "sigma": 1.5}
+    for peaks, shift, flipped in ((1, 0, None), (1, 1, maps), (1, 0, maps), (3, 1, maps)):
+        if peaks > 1 and method == "cpn":
+            continue
+        arguments |= {"peaks": peaks, "flip_shift": shift, "flipped": flipped}
+        expected, actual = reference(maps, **arguments), triton_kernel(maps, **arguments)
+        np.testing.assert_allclose(actual[0], expected[0], atol=TOLERANCE, rtol=1e-5)
+        np.testing.assert_array_equal(actual[1], expected[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("layout", ["channels-last", "columns", "joints", "expanded"])
+def test_triton_reads_what_is_strided(triton_kernel, monkeypatch, layout, dtype):
+    kernels_of_triton = importlib.import_module("fastpose.ops.triton.decode")
+    monkeypatch.setattr(kernels_of_triton, "_PROGRAMS", 1)  # as with many maps
+    maps = torch.from_numpy(make("noise", (2, 5, 12, 9))).to(dtype)
+    match layout:
+        case "channels-last":
+            maps = maps.to(memory_format=torch.channels_last)
+        case "columns":
+            maps = maps[..., 1:-1]
+        case "joints":
+            maps = maps[:, 1:4]
+        case _:
+            maps = maps[:1].expand(3, 5, 12, 9)
+    for method in ("quarter", "dark"):
+        for companion in (None, maps):
+            arguments = {"method": method, "flipped": companion, "flip_pairs": [(0, 2)]}
+            expected, actual = reference(maps, **arguments), triton_kernel(maps, **arguments)
+            torch.testing.assert_close(actual[0], expected[0], atol=TOLERANCE, rtol=1e-5)
+            assert torch.equal(actual[1], expected[1])
+
+
+def test_dark_is_scaled_back_by_the_highest_of_the_whole_map(kernel):
+    # What is negative two cells from the peak is at the floor of the logarithm after the blur, so
+    # the scale counts; the blurred map is highest far from the peak.
+    maps = make("noise", (1, 2, 20, 30)) / 10
+    maps[0, :, 10, 8], maps[0, :, 9:12, 10] = 1, -1
+    maps[0, 1, 9, 8] = 0.7
+    expected, actual = (run(maps, method="dark", sigma=1.0) for run in (reference, kernel))
+    np.testing.assert_allclose(actual[0], expected[0], atol=TOLERANCE)
+    assert (expected[0] != expected[0].round()).all()
 
 
 @pytest.mark.parametrize("sigma", [0.3, 1.0, 1.5, 3.0, 4.5])
@@ -400,10 +490,10 @@ def test_types_and_stages(kernel, dtype, stages):
         )
 
 
-def test_every_float16_is_read_right(kernel):
+def test_every_float16_is_read_right(fast_kernel):
     bits = np.arange(2**16, dtype=np.uint16)
     maps = bits.view(np.float16).reshape(-1, 1, 1, 1)
-    _, scores = kernel(maps, method="argmax")
+    _, scores = fast_kernel(maps, method="argmax")
     values = maps.ravel().astype(np.float32)
     expected = np.where(np.isfinite(values) & (values > 0), values, 0)
     np.testing.assert_array_equal(scores.ravel(), expected)
@@ -482,8 +572,8 @@ def test_bad_arguments(words, arguments):
 
 
 def test_a_named_backend_never_falls_back():
-    with pytest.raises(BackendError, match="triton"):
-        decode(MAPS, backend="triton")
+    with pytest.raises(BackendError, match="cuda"):
+        decode(MAPS, backend="cuda")
 
 
 @pytest.mark.gpu
@@ -494,7 +584,79 @@ def test_the_copy_to_the_host_waits_for_the_given_stream():
     with torch.cuda.stream(stream):
         torch.cuda._sleep(100_000_000)  # clock cycles: until then the maps are empty
         maps.copy_(source)
-    with pytest.warns(UserWarning, match="no kernel for cuda"):
-        points, _ = decode(maps, method="argmax", stream=stream.cuda_stream)
+    points, _ = decode(maps, method="argmax", stream=stream.cuda_stream, backend="reference")
     assert points.device == maps.device
     assert points.tolist() == [[[20, 31]]]
+
+
+# On a GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_random_shapes_on_a_gpu(monkeypatch, method, dtype, layout):
+    run = on_backend("triton", "cuda", monkeypatch)
+    random = np.random.default_rng(METHODS.index(method))
+    for n, k, h, w in [(128, 17, 64, 48), *random.integers(1, (40, 30, 99, 99), (4, 4)).tolist()]:
+        centres = random.uniform((-1, -1), (w, h), (n * k, 2))
+        maps = torch.from_numpy(gaussians(centres, (h, w)).reshape(n, k, h, w))
+        maps = (maps + 0.05 * torch.rand(maps.shape)).to(dtype).to(memory_format=layout)
+        affines = torch.from_numpy(random.normal(0, 1, (n, 2, 3)))
+        expected = reference(maps, method=method)
+        actual = run(maps, method=method)
+        torch.testing.assert_close(
+            actual[0], expected[0], atol=TOLERANCE, rtol=1e-5, equal_nan=True
+        )
+        # Of "cpn" too, though its peak is that of a blur: sums in another order change it where two
+        # cells are equal to 1e-16 and not level, and there is no such pair in these maps.
+        assert torch.equal(actual[1], expected[1])
+        placed = run(maps, method=method, affines=affines)[0]
+        matrix = affines[:, None]
+        by_hand = (matrix[..., :2] @ actual[0].double()[..., None])[..., 0] + matrix[..., 2]
+        torch.testing.assert_close(placed, by_hand.float(), atol=1e-4, rtol=1e-5, equal_nan=True)
+
+
+@pytest.mark.gpu
+def test_triton_is_the_default_on_a_gpu_and_follows_the_stream():
+    sources = torch.from_numpy(gaussians([(20.3, 30.8), (11.2, 40.4), (35.0, 9.0)])).cuda()
+    expected = [decode(source[None], backend="triton")[0] for source in sources]
+    maps = torch.zeros_like(sources)
+    streams = [torch.cuda.Stream() for _ in sources]
+    torch.cuda.synchronize()
+    points = []
+    for i, stream in enumerate(streams):
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(50_000_000)  # clock cycles: until then the maps are empty
+            maps[i].copy_(sources[i])
+        points.append(decode(maps[i : i + 1], stream=stream.cuda_stream)[0])
+    torch.cuda.synchronize()
+    assert torch.equal(torch.cat(points), torch.cat(expected))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", METHODS)
+def test_replay_of_a_graph_is_equal_to_the_bit(method):
+    maps = torch.rand(9, 17, 64, 48, device="cuda")
+    flipped, affines = torch.rand_like(maps), torch.rand(9, 2, 3, device="cuda")
+
+    def run():
+        pairs = [(1, 2), (3, 4)]
+        return decode(maps, method=method, flipped=flipped, flip_pairs=pairs, affines=affines)
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        run()
+        stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            points, scores = run()
+    maps.copy_(torch.rand_like(maps))
+    points.fill_(NAN), scores.fill_(NAN)
+    torch.cuda.synchronize()
+    graph.replay()
+    torch.cuda.synchronize()
+    expected = run()
+    assert torch.equal(points, expected[0])
+    assert torch.equal(scores, expected[1])

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -53,8 +53,15 @@ _REACH = tl.constexpr(2)  # cells from the peak to the farthest that a step read
 _DEPTH = tl.constexpr(16)  # rows of a patch that are held at a time
 
 
-# Reading: a "source" is (maps, mirrored, w, step, back_step, stage, back_stage): two pointers to
-# the first cell of a map, the width, and the elements from one cell and one stage to the next.
+# Reading. A "source" is (map, mirrored, w, step, back_step, stage, back_stage): pointers to the
+# first cells, the width, and the elements from one cell and from one stage to the next.
+
+
+@triton.jit
+def _partner_maps(mirrored, partners, channel, there, joint, FLIP: tl.constexpr):
+    if FLIP:
+        mirrored += tl.load(partners + channel, mask=there, other=0).to(tl.int64) * joint
+    return mirrored
 
 
 @triton.jit
@@ -120,7 +127,7 @@ def _blurred(
     MIRROR: tl.constexpr,
     MERGE: tl.constexpr,
 ):
-    """[ROWS, COLUMNS] blurred cells from (top, left) on, of which the first DOWN x ACROSS are right.
+    """[ROWS, COLUMNS] blurred cells from (top, left) on; the first DOWN x ACROSS are right.
 
     D V A, with V the cells of the map round them, SIDE columns, and D and A the matrices of the
     taps. Beyond the map are the blurred cells of its edge.
@@ -176,24 +183,26 @@ def _highest_blurred(
     # As many columns as SIDE allows, on tiles of 8 or 16.
     ACROSS: tl.constexpr = min(16, SIDE - 2 * RADIUS)
     COLUMNS: tl.constexpr = 8 if ACROSS <= 8 else 16
-    for top in range(0, h, 8):
-        for left in range(0, w, ACROSS):
-            value = _blurred(
-                source, h, top, left, taps, RADIUS, SIDE, 8, ACROSS, 8, COLUMNS, False, MERGE
-            )
-            if ROUND:
-                value = value.to(tl.float32).to(tl.float64)
-            row = top + tl.arange(0, 8)[:, None]
-            column = left + tl.arange(0, COLUMNS)[None, :]
-            cell = row * w + column
-            value = tl.where(cell == hidden, 0.0, value)
-            inside = (row < h) & (column < w) & (column < left + ACROSS)
-            value = tl.where(inside, value, -_INFINITY)
-            highest = tl.max(value)
-            first = tl.min(tl.where(value == highest, cell, h * w))
-            better = (highest > best) | ((highest == best) & (first < place))
-            place = tl.where(better, first, place)
-            best = tl.maximum(best, highest)
+    across = tl.cdiv(w, ACROSS)
+    for tile in range(tl.cdiv(h, 8) * across):
+        top = tile // across * 8
+        left = tile % across * ACROSS
+        value = _blurred(
+            source, h, top, left, taps, RADIUS, SIDE, 8, ACROSS, 8, COLUMNS, False, MERGE
+        )
+        if ROUND:
+            value = value.to(tl.float32).to(tl.float64)
+        row = top + tl.arange(0, 8)[:, None]
+        column = left + tl.arange(0, COLUMNS)[None, :]
+        cell = row * w + column
+        value = tl.where(cell == hidden, 0.0, value)
+        inside = (row < h) & (column < w) & (column < left + ACROSS)
+        value = tl.where(inside, value, -_INFINITY)
+        highest = tl.max(value)
+        first = tl.min(tl.where(value == highest, cell, h * w))
+        better = (highest > best) | ((highest == best) & (first < place))
+        place = tl.where(better, first, place)
+        best = tl.maximum(best, highest)
     return best, place
 
 
@@ -203,7 +212,7 @@ def _highest_blurred(
 @triton.jit
 def _weigh(heights, weights):
     """The weighted sum; a cell of weight 0 does not count even where it is infinite."""
-    return tl.sum(tl.where(weights != 0.0, heights * weights, 0.0))
+    return tl.sum(tl.where(weights != 0.0, heights, 0.0) * weights)
 
 
 @triton.jit
@@ -318,7 +327,10 @@ def _step(
     """
     w = source[2]
     unit = tl.full([], PEAK_VALUE, tl.float64)
-    if METHOD == "soft":
+    dx, dy = tl.full([], 0.0, tl.float64), tl.full([], 0.0, tl.float64)
+    if METHOD == "argmax":
+        pass
+    elif METHOD == "soft":
         dx, dy = _soft_step(source, h, y, x, value, RADIUS + 1, SIDE, MERGE)
     elif METHOD == "cpn":
         dx, dy = _cpn_step(source, h, y, x, taps, RADIUS, SIDE, MERGE)
@@ -406,6 +418,82 @@ def _take_candidate(candidates, h, w, cells, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def _scan(
+    source,
+    there,
+    cells,
+    BLOCK: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    LOADS: tl.constexpr,
+    MERGE: tl.constexpr,
+):
+    """The highest value that each lane has seen, and its first cell, both [BLOCK, CHANNELS]."""
+    lane = tl.arange(0, BLOCK)[:, None]
+    best = tl.full([BLOCK, CHANNELS], -_INFINITY, tl.float32)
+    found = tl.zeros([BLOCK, CHANNELS], tl.int32)
+    for start in range(0, cells, BLOCK * LOADS):
+        for load in tl.static_range(LOADS):
+            cell = start + load * BLOCK + lane
+            inside = cell < cells
+            if CHANNELS > 1:
+                inside &= there
+            # NaN is never above the best. It would count as 0, and a map whose maximum is 0 has no
+            # peak either.
+            value = _merged(source, cell, inside, -_INFINITY, MERGE)
+            better = value > best
+            found = tl.where(better, start + load * BLOCK, found)
+            best = tl.where(better, value, best)
+    return best, found + lane
+
+
+@triton.jit
+def _highest(
+    source,
+    h,
+    cells,
+    best,
+    found,
+    taps,
+    METHOD: tl.constexpr,
+    RADIUS: tl.constexpr,
+    SIDE: tl.constexpr,
+    MERGE: tl.constexpr,
+):
+    """Value and cell of the peak, and the maximum of the map, from what the lanes have seen."""
+    highest = tl.max(best)
+    place = tl.min(tl.where(best == highest, found, cells))
+    value = highest
+    if METHOD == "cpn":  # noqa: SIM102 -- only the outer one is known when it is compiled
+        # A blur of an infinite value is none.
+        if (highest > 0.0) & (highest < _INFINITY):
+            _, place = _highest_blurred(source, h, -1, taps, RADIUS, SIDE, True, MERGE)
+            value = _heights(source, place, place >= 0, MERGE).to(tl.float32)
+    return value, place, highest
+
+
+@triton.jit
+def _store(
+    points,
+    scores,
+    affine,
+    px,
+    py,
+    value,
+    seen,
+    PEAK_VALUE: tl.constexpr,
+    AFFINE: tl.constexpr,
+):
+    if AFFINE:
+        x, y = px, py
+        px = tl.load(affine) * x + tl.load(affine + 1) * y + tl.load(affine + 2)
+        py = tl.load(affine + 3) * x + tl.load(affine + 4) * y + tl.load(affine + 5)
+    score = value.to(tl.float64) / tl.full([], PEAK_VALUE, tl.float64)
+    tl.store(points, tl.where(seen, px, float("nan")).to(tl.float32))
+    tl.store(points + 1, tl.where(seen, py, float("nan")).to(tl.float32))
+    tl.store(scores, tl.where(seen, score, 0.0).to(tl.float32))
+
+
+@triton.jit
 def _decode(
     maps,
     mirrored,
@@ -440,112 +528,61 @@ def _decode(
 ):
     """One program for CHANNELS maps of a person.
 
-    Args:
-        maps, mirrored: [stages, n, k, cells]; a cell, a stage, a person and a joint are `step`,
-            `stage`, `person` and `joint` elements apart, in `mirrored` `back_step` and so on.
-        partners: [k] int32, as in DecodeOptions.
-        affines: [n, 2, 3].
-        taps: [2 RADIUS + 1] float64.
-        candidates: [n, k, cells] float32 scratch for PEAKS > 1.
-        points, scores: [n, k, PEAKS, 2] and [n, k, PEAKS] float32.
-        MERGE: number of stages, whether they are averaged, whether `mirrored` is merged in, its
-            shift.
-        SIDE: columns that a blur and rows that "soft" reads at a time.
-        BLOCK, LOADS: cells of a map that are loaded at a time, and times in flight.
+    `maps` and `mirrored` are [stages, n, k, cells]: from a cell to the next it is `step` elements,
+    or `back_step`, and so on for `stage`, `person` and `joint`. `partners` [k] int32 as in
+    DecodeOptions, `affines` [n, 2, 3], `taps` [2 RADIUS + 1] float64, `candidates` [n, k, cells]
+    float32 scratch for PEAKS > 1, `points` [n, k, PEAKS, 2], `scores` [n, k, PEAKS].
+
+    MERGE is the number of stages, whether they are averaged, whether `mirrored` is merged in, and
+    its shift; SIDE the columns that a blur or "soft" reads at a time; BLOCK the cells of a map that
+    are loaded at a time, LOADS times before the first is used.
     """
     groups = tl.cdiv(k, CHANNELS)
     n = (tl.program_id(0) // groups).to(tl.int64)
     first = tl.program_id(0) % groups * CHANNELS
     maps += n * person
     FLIP: tl.constexpr = MERGE[2]
-    if FLIP:
-        mirrored += n * back_person
-
-    lane = tl.arange(0, BLOCK)[:, None]
+    mirrored += n * back_person
     channel = first + tl.arange(0, CHANNELS)[None, :]
-    best = tl.full([BLOCK, CHANNELS], -_INFINITY, tl.float32)
-    found = tl.zeros([BLOCK, CHANNELS], tl.int32)
     if PEAKS == 1:
-        there = channel < k
-        backs = mirrored
-        if FLIP:
-            backs = mirrored + tl.load(partners + channel, mask=there).to(tl.int64) * back_joint
-        sources = (maps + channel.to(tl.int64) * joint, backs, w, step, back_step, stage, back_stage)
-        for start in range(0, cells, BLOCK * LOADS):
-            for load in tl.static_range(LOADS):
-                cell = start + load * BLOCK + lane
-                inside = cell < cells
-                if CHANNELS > 1:
-                    inside &= there
-                # NaN is never above the best. It would count as 0, and a map whose maximum is 0
-                # has no peak either.
-                value = _merged(sources, cell, inside, -_INFINITY, MERGE)
-                better = value > best
-                found = tl.where(better, start + load * BLOCK, found)
-                best = tl.where(better, value, best)
+        back = _partner_maps(mirrored, partners, channel, channel < k, back_joint, FLIP)
+        sources = (maps + channel.to(tl.int64) * joint, back, w, step, back_step, stage, back_stage)
+        best, found = _scan(sources, channel < k, cells, BLOCK, CHANNELS, LOADS, MERGE)
 
     count = 1 if CHANNELS == 1 else tl.minimum(k - first, CHANNELS)
     for c in range(count):
-        one = (n * k + first + c).to(tl.int64)
-        back = mirrored
-        if FLIP:
-            back = mirrored + tl.load(partners + first + c).to(tl.int64) * back_joint
-        source = (
-            maps + (first + c).to(tl.int64) * joint,
-            back,
-            w,
-            step,
-            back_step,
-            stage,
-            back_stage,
-        )
+        one = n * k + first + c
+        back_of = _partner_maps(mirrored, partners, first + c, True, back_joint, FLIP)
+        map_of = maps + (first + c).to(tl.int64) * joint
+        source = (map_of, back_of, w, step, back_step, stage, back_stage)
         if PEAKS > 1:
             _mark_candidates(source, h, candidates + one * cells, cells, BLOCK, MERGE)
-        highest = tl.full([], _INFINITY, tl.float32)
+        highest = tl.full([], -_INFINITY, tl.float32)
         for rank in range(PEAKS):
             if PEAKS > 1:
                 value, place = _take_candidate(candidates + one * cells, h, w, cells, BLOCK)
-                highest = tl.where(rank == 0, value, highest)
-                seen = (value > 0.0) & (highest < _INFINITY)
+                highest = tl.maximum(value, highest)
             else:
-                own = channel == first + c
-                value = tl.max(tl.where(own, best, -_INFINITY))
-                place = tl.min(tl.where(own & (best == value), found + lane, cells))
-                highest = value
-                seen = (value > 0.0) & (value < _INFINITY)
-                if METHOD == "cpn":
-                    if seen:
-                        _, place = _highest_blurred(
-                            source, h, -1, taps, RADIUS, SIDE, True, MERGE
-                        )
-                        value = _heights(source, place, place >= 0, MERGE).to(tl.float32)
-                        seen = value > 0.0
-            y = place // w
-            x = place % w
+                own = tl.where(channel == first + c, best, -_INFINITY)
+                value, place, highest = _highest(
+                    source, h, cells, own, found, taps, METHOD, RADIUS, SIDE, MERGE
+                )
+            seen = (value > 0.0) & (highest < _INFINITY)
+            y, x = place // w, place % w
             moves = seen
             if METHOD == "taylor" or METHOD == "dark":
                 moves &= (x > 1) & (x < w - 2) & (y > 1) & (y < h - 2)
-            dx = tl.full([], 0.0, tl.float64)
-            dy = tl.full([], 0.0, tl.float64)
-            if METHOD != "argmax":
-                if moves:
-                    dx, dy = _step(
-                        source, h, y, x, value.to(tl.float64), highest.to(tl.float64), taps, METHOD,
-                        RADIUS, SIDE, PEAK_VALUE, MERGE,
-                    )  # fmt: skip
-            px = x + dx
-            py = y + dy
-            if AFFINE:
-                row = affines + n * 6
-                cx, cy = px, py
-                px = tl.load(row) * cx + tl.load(row + 1) * cy + tl.load(row + 2)
-                py = tl.load(row + 3) * cx + tl.load(row + 4) * cy + tl.load(row + 5)
-            score = value.to(tl.float64) / tl.full([], PEAK_VALUE, tl.float64)
+            dx, dy = tl.full([], 0.0, tl.float64), tl.full([], 0.0, tl.float64)
+            if moves:
+                dx, dy = _step(
+                    source, h, y, x, value.to(tl.float64), highest.to(tl.float64), taps, METHOD,
+                    RADIUS, SIDE, PEAK_VALUE, MERGE,
+                )  # fmt: skip
             out = one * PEAKS + rank
-            nan = float("nan")
-            tl.store(points + 2 * out, tl.where(seen, px, nan).to(tl.float32))
-            tl.store(points + 2 * out + 1, tl.where(seen, py, nan).to(tl.float32))
-            tl.store(scores + out, tl.where(seen, score, 0.0).to(tl.float32))
+            _store(
+                points + 2 * out, scores + out, affines + n * 6 if AFFINE else affines, x + dx,
+                y + dy, value, seen, PEAK_VALUE, AFFINE,
+            )  # fmt: skip
 
 
 # Launching
@@ -574,7 +611,7 @@ def decode(
     )
     if n * k > 0:
         with torch.cuda.device_of(points):
-            _decode[(n * triton.cdiv(k, int(constants["CHANNELS"])),)](
+            _decode[(n * triton.cdiv(k, constants["CHANNELS"]),)](
                 maps.cells,
                 mirrored.cells,
                 None if flipped is None else _partners(tuple(options.partner.tolist()), device),
@@ -640,14 +677,11 @@ def plan(
     size: int,
     dense: bool,
     interleaved: bool,
-) -> tuple[dict[str, object], int]:
+) -> tuple[dict[str, Any], int]:
     """The constants of a launch but AFFINE, and its warps.
 
-    Args:
-        shape: stages, n, k and cells.
-        size: bytes of an element.
-        dense, interleaved: whether neighbours in memory are the cells of a map, the channels of a
-            cell.
+    Of maps of `shape` (stages, n, k, cells) and `size` bytes an element. They are `dense` where the
+    cells of a map are neighbours in memory, `interleaved` where the channels of a cell are.
     """
     stages, n, k, cells = shape
     one_scan = options.peaks == 1 and options.method != "cpn"
@@ -660,19 +694,19 @@ def plan(
         channels *= 2
     radius = len(options.taps) // 2
     side = max(16, triton.next_power_of_2(2 * radius + 5))
-    vector = 16 // size if dense else 4
+    vector = 16 // size if dense else 2
     # A map gets few warps: a single one needs no barrier in the dozen reductions and products that
     # follow the maximum, and what it repeats in every lane is not repeated by every warp. Two turns
     # of the loop over its cells are the price of half the registers.
-    warps = triton.next_power_of_2(triton.cdiv(cells * channels, 2 * 32 * _LOADS * vector))
+    warps = triton.next_power_of_2(triton.cdiv(cells, 2 * 32 * _LOADS * vector))
+    if not dense or options.peaks > 1:
+        warps = 4
     if options.method in ("dark", "udp"):
-        warps = max(warps, side // 32)
-    if not dense or not one_scan:
-        warps = max(warps, 4)
-    warps = min(warps, 8)
+        warps = max(warps, (side // 16) ** 2)  # the registers of a patch
+    warps = 8 if options.method == "cpn" else min(warps, 8)
     block = 32 * warps * vector // channels
     reads = stages * (2 if flip else 1)
-    constants: dict[str, object] = {
+    constants: dict[str, Any] = {
         "METHOD": options.method,
         "MERGE": (stages, options.stages == "mean" and stages > 1, flip, options.flip_shift),
         "PEAKS": options.peaks,
