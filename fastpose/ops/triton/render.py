@@ -160,10 +160,11 @@ def render(
     import torch
 
     n, k, (h, w) = points.shape[0], points.shape[-2], size
+    written = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
     maps = out
-    if maps is None or not maps.is_contiguous():
-        dtype = torch.float32 if out is None else out.dtype
-        maps = torch.empty((n, k + int(background), h, w), dtype=dtype, device=points.device)
+    if maps is None or not maps.is_contiguous() or maps.dtype not in written:
+        shape = (n, k + int(background), h, w)
+        maps = torch.empty(shape, dtype=torch.float32, device=points.device)
     count = points.shape[1] if points.ndim == 4 else 1
     number, sigmas, across, down = _constants(sigma, k, size, style, points.device)
     rows, columns = tile(h, w, background)
