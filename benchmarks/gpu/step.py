@@ -154,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     bench = Bench(__file__, arguments)
     frame = (96, 128) if bench.dry else FRAME
     image = np.random.default_rng(0).integers(0, 256, (*frame, 3), np.uint8)
-    sizes = (1, 2) if bench.dry else PEOPLE
+    sizes = (2,) if bench.dry else PEOPLE
     for name, precision in [("cpn-light", "f32")] if bench.dry else CASES:
         opened = functools.cache(functools.partial(open_graphs, bench, name, precision, sizes))
         for people in sizes:

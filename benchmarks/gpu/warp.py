@@ -28,6 +28,7 @@ TALL = (200, 900)  # pixels
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 TOLERANCE = {"float32": 1e-3, "float16": 4e-3}  # of windows from about -2 to 3
 SECTOR = 32  # bytes
+ONE_PERSON = 4e5  # bytes read and written, about: as many frames as that many must pass the cache
 
 ROI_PEOPLE = (8, 128, 512)
 LEVEL, CHANNELS, POOL = (200, 304), 256, 7  # the finest level of a pyramid, of 800 x 1216 pixels
@@ -280,7 +281,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     bench = Bench(__file__, arguments)
     bench.report.set(torchvision=find_roi_align() is not None)
     frame = (48, 64) if bench.dry else FRAME
-    frames = make_frames(bench, bench.sets(8e5), *frame, 3)
+    frames = make_frames(bench, bench.sets(ONE_PERSON), *frame, 3)
     video = make_frames(bench, len(frames), frame[0] * 3 // 2, frame[1])
     for case in CASES:
         for people in (1, 3) if bench.dry else PEOPLE:
