@@ -80,12 +80,12 @@ Maps<T> make_maps(uintptr_t data, Sides strides, int64_t channels, int64_t heigh
 
 // --- frames ------------------------------------------------------------------------------------
 
-template <class Format, class T>
+template <class Format, class T, bool kPairs>
 void launch_frames(const Frames& frames, const Windows& windows, const FrameOutput& out,
                    cudaStream_t stream) {
   const int rows = rows_of_tile(windows);
   for_grids(frames_grid(windows, rows), windows.count, [&](dim3 grid, int64_t first) {
-    warp_frames<Format, T>
+    warp_frames<Format, T, kPairs>
         <<<grid, dim3(kLanes, kWarps), 0, stream>>>(frames, windows, out, rows, first);
   });
 }
@@ -106,7 +106,12 @@ void bind_warp_frames(uintptr_t data, Shape strides, Shape shape, uintptr_t tabl
       using Format = decltype(format);
       const FrameOutput output = frame_output<Format, T>(
           pointer<void>(out), windows, scale.data(), shift.data(), matrix, channels_last, swap_rb);
-      launch_frames<Format, T>(frames, windows, output, pointer<CUstream_st>(stream));
+      auto* queue = pointer<CUstream_st>(stream);
+      if constexpr (sizeof(T) == 2) {
+        if (stores_pairs<T>(windows, output.data, channels_last))
+          return launch_frames<Format, T, true>(frames, windows, output, queue);
+      }
+      launch_frames<Format, T, false>(frames, windows, output, queue);
     };
     if (nv12_matrix)
       launch(Nv12(), nv12_matrix->data());

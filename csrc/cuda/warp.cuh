@@ -1,7 +1,8 @@
 // The kernels that cut windows out of frames and maps, and their gradient; warp.cu launches them.
 //
 // Nothing here needs float64, of which many GPUs have little: a position is a whole number and a
-// rest. No kernel shares memory between threads, so each thread can be run alone, on any machine.
+// rest. Threads share no memory, and what they pass each other they do not compute with, so that
+// one after the other can be run on any machine.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -224,8 +225,8 @@ struct Interleaved {
   // A pair of taps is read as three aligned words: so far right of the frame's left edge and left
   // of its right edge they stay within the row.
   static constexpr int kLeft = 1, kRight = 3;
-  // On a processor at a time: 12 leave 40 registers, with which code for sm_80 would spill.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+  // On a processor at a time: 12 leave 40 registers, with which code for others would spill.
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ < 900 || __CUDA_ARCH__ >= 1000)
   static constexpr int kBlocks = 10;
 #else
   static constexpr int kBlocks = 12;
@@ -363,19 +364,50 @@ struct Extent {
   }
 };
 
-// Where the values of a column of output pixels go.
+// 16-bit values of two channels, the first in the low half.
 template <class T>
+__device__ inline uint32_t packed(float low, float high) {
+  const T values[2] = {as_real<T>(low), as_real<T>(high)};
+  uint32_t word;
+  memcpy(&word, values, sizeof(word));
+  return word;
+}
+
+// Where the values of a column of output pixels go. With kPairs, see stores_pairs, two lanes have
+// the three words of two pixels: the left one stores the first and the second, the right one the
+// third.
+template <class T, bool kPairs>
 struct Column {
   char* to;
+  unsigned lanes;  // of the warp, that take part
 
-  __device__ Column(const FrameOutput& out, int64_t window, int u, int v)
-      : to(out.data + window * out.window_step + v * out.row_step + u * out.column_step) {}
+  __device__ Column(const FrameOutput& out, int64_t window, int u, int v, int across)
+      : to(out.data + window * out.window_step + v * out.row_step + u * out.column_step),
+        lanes(0xffffffffu >> (kLanes - across)) {
+    if (kPairs && is_right()) to += 2;
+  }
   // Into the next row.
   __device__ void put(const FrameOutput& out, const Pixel& value) {
-    *reinterpret_cast<T*>(to + out.channel[0]) = as_real<T>(value.c0);
-    *reinterpret_cast<T*>(to + out.channel[1]) = as_real<T>(value.c1);
-    *reinterpret_cast<T*>(to + out.channel[2]) = as_real<T>(value.c2);
+    if (kPairs) {
+      put_paired(out, value);
+    } else {
+      *reinterpret_cast<T*>(to + out.channel[0]) = as_real<T>(value.c0);
+      *reinterpret_cast<T*>(to + out.channel[1]) = as_real<T>(value.c1);
+      *reinterpret_cast<T*>(to + out.channel[2]) = as_real<T>(value.c2);
+    }
     to += out.row_step;
+  }
+
+ private:
+  __device__ static bool is_right() { return threadIdx.x & 1; }
+  __device__ void put_paired(const FrameOutput& out, const Pixel& value) const {
+    const bool swap = out.channel[0] != 0;
+    const uint32_t two = packed<T>(swap ? value.c2 : value.c0, value.c1);
+    const uint32_t third = packed<T>(swap ? value.c0 : value.c2, 0);
+    const uint32_t other = __shfl_xor_sync(lanes, two, 1);
+    auto* words = reinterpret_cast<uint32_t*>(to);
+    words[0] = is_right() ? two >> 16 | third << 16 : two;
+    if (!is_right()) words[1] = third | other << 16;
   }
 };
 
@@ -411,6 +443,13 @@ FrameOutput frame_output(void* data, const Windows& windows, const float* scale,
   return out;
 }
 
+// Two pixels are three aligned words.
+template <class T>
+bool stores_pairs(const Windows& windows, const void* data, bool channels_last) {
+  return sizeof(T) == 2 && channels_last && windows.width % 2 == 0 &&
+         reinterpret_cast<uintptr_t>(data) % 4 == 0;
+}
+
 // Output rows that one warp cuts: few where there are few windows, so that no processor idles.
 inline int rows_of_tile(const Windows& windows) {
   const int64_t columns = (windows.width + kLanes - 1) / kLanes;
@@ -434,24 +473,33 @@ struct Strip {
 };
 
 // All taps of the tile lie inside the frame, `left` and `top` counting from its places.
-template <class Format, class T>
+template <class Format, class T, bool kPairs>
 __device__ inline void cut_inside(const Strip& strip, const Frame& frame, float left, float top,
-                                  const FrameOutput& out, Column<T> column) {
+                                  const FrameOutput& out, Column<T, kPairs> column) {
   const typename Format::Inside taps(frame, strip.x.whole + static_cast<int>(left),
                                      strip.y.whole + static_cast<int>(top), out.matrix);
   const auto lane = static_cast<float>(strip.lane);
   float x = fmaf(strip.x_axis.u, lane, strip.x.rest - left);
   float y = fmaf(strip.y_axis.u, lane, strip.y.rest - top);
-  float row = 0;
-  if (strip.area == 1) {
+  const auto cut_singly = [&](const auto& x_at) {
+    float row = 0;
 #pragma unroll Format::kRowsAtOnce
     for (int i = 0; i < strip.rows; ++i, ++row) {
       typename Format::Sum sum = Format::start();
-      taps.add(fmaf(strip.x_axis.v, row, x), fmaf(strip.y_axis.v, row, y), &sum);
+      taps.add(x_at(row), fmaf(strip.y_axis.v, row, y), &sum);
       column.put(out, normalise(Format::started_value(sum), out.one_scale, out.one_shift));
     }
+  };
+  if (strip.area == 1) {
+    const float down = strip.x_axis.v;
+    // in an upright window all that depends on x is the same for all rows
+    if (down == 0)
+      cut_singly([&](float) { return x; });
+    else
+      cut_singly([&](float row) { return fmaf(down, row, x); });
     return;
   }
+  float row = 0;
   const float part = part_of(strip.area);
 #pragma unroll 1
   for (int i = 0; i < strip.rows; ++i, ++row) {
@@ -472,10 +520,10 @@ __device__ inline void cut_inside(const Strip& strip, const Frame& frame, float 
 
 // Any tile: each tap is looked at, and positions lie wherever they like. A rare case, kept small in
 // registers, which all others would have less of.
-template <class Format, class T>
+template <class Format, class T, bool kPairs>
 __device__ inline void cut_across(const float* affine, int u, int v, int rows, int area,
                                   const Frame& frame, float border, const FrameOutput& out,
-                                  Column<T> column) {
+                                  Column<T, kPairs> column) {
 #pragma unroll 1
   for (; rows > 0; --rows, ++v) {
     Pixel sum{0, 0, 0};
@@ -503,7 +551,7 @@ void for_grids(dim3 grid, int64_t windows, const Launch& launch) {
 
 // One warp for each tile of kLanes x `rows` output pixels, one lane for each of its columns: lanes
 // side by side read and write side by side.
-template <class Format, class T>
+template <class Format, class T, bool kPairs>
 __global__ void __launch_bounds__(kLanes* kWarps, Format::kBlocks)
     warp_frames(const Frames frames, const Windows windows, const FrameOutput out, const int rows,
                 const int64_t first) {
@@ -526,7 +574,7 @@ __global__ void __launch_bounds__(kLanes* kWarps, Format::kBlocks)
   const float inner = 0.5f - 0.5f * part_of(strip.area);
   const Extent wide(strip.x, strip.x_axis, across, strip.rows, inner);
   const Extent tall(strip.y, strip.y_axis, across, strip.rows, inner);
-  Column<T> column(out, window, u + lane, v);
+  Column<T, kPairs> column(out, window, u + lane, v, across);
   if (!windows.finite(window) || !Format::holds(frame) || wide.outside(strip.x, frame.width) ||
       tall.outside(strip.y, frame.height)) {
     const Pixel border{windows.border, windows.border, windows.border};

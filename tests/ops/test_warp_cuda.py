@@ -232,8 +232,8 @@ def test_types_and_normalisation(host, dtype, out_layout, layout):
     frames = random_frames(rng, 1, 66, 80, 3) if layout == "hwc" else random_frames(rng, 1, 66, 80)
     affines = make_affines((44, 80), (21, 40))
     chosen = {"mean": MEAN, "std": STD, "border": 110.0, "layout": layout, "matrix": "bt601"}
-    options = options_of((21, 40), 3, swap_rb=True, out_layout=out_layout, **chosen)
-    for area in (1, 2):
+    for area, swap_rb in ((1, True), (1, False), (2, True)):
+        options = options_of((21, 40), 3, swap_rb=swap_rb, out_layout=out_layout, **chosen)
         areas = np.full(len(affines), area)
         actual = cut_frames(host, frames, affines, options, areas=areas, dtype=dtype)
         assert actual.dtype == getattr(torch, dtype)
@@ -291,7 +291,7 @@ def test_rows_at_any_address_up_to_the_last_byte(host, first, more):
     frames = np.lib.stride_tricks.as_strided(
         data[first:], (1, height, width, 3), (0, row, 3, 1), writeable=False
     )
-    steps = np.arange(-2, 3) / 2
+    steps = np.array([-1.75, -1, -0.5, 0, 1.25])
     affines = np.array([[[1, 0, x], [0, 1, y]] for x in steps for y in steps], np.float32)
     options = options_of((height, width), 3, border=9.0)
     for rows in (1, 8):

@@ -19,6 +19,7 @@ inline __half __float2half_rn(float value) {
   const auto sign = static_cast<uint16_t>(__float_as_uint(value) >> 16 & 0x8000);
   const float size = std::fabs(value);
   if (!(size < 65520.0f)) return {static_cast<uint16_t>(sign | (size != size ? 0x7e00 : 0x7c00))};
+  if (size == 0) return {sign};
   int exponent;
   std::frexp(size, &exponent);  // size = f * 2^exponent, f from 1/2
   const int unit = std::max(exponent - 11, -24);

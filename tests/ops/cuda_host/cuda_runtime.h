@@ -5,7 +5,10 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
+#include <map>
+#include <vector>
 
 #define __global__
 #define __device__
@@ -16,7 +19,7 @@ struct dim3 {
   unsigned x, y, z;
   constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
-inline dim3 threadIdx, blockIdx, blockDim, gridDim;
+inline dim3 threadIdx, blockIdx;
 
 struct alignas(8) uint2 {
   uint32_t x, y;
@@ -69,19 +72,42 @@ inline float atomicAdd(float* address, float value) {
   return before;
 }
 
+// What each thread of a block passes to others, in order. Threads run one after the other, so a
+// block that passes anything runs twice, and in the second run gets what the first has passed:
+// right for values that do not depend on others passed before.
+struct Passed {
+  std::map<unsigned, std::vector<uint32_t>> values;
+  std::map<unsigned, size_t> next;
+  bool known = false;
+};
+inline Passed passed;
+
+inline uint32_t __shfl_xor_sync(uint32_t lanes, uint32_t value, int distance) {
+  const unsigned thread = threadIdx.y * 32 + threadIdx.x, other = thread ^ distance;
+  if (!(lanes >> threadIdx.x & 1) || !(lanes >> (threadIdx.x ^ distance) & 1)) std::abort();
+  if (!passed.known) passed.values[thread].push_back(value);
+  return passed.known ? passed.values.at(other).at(passed.next[thread]++) : 0;
+}
+
 // kernel(arguments...) by every thread of the grid.
 template <class Kernel, class... Arguments>
 void run_grid(dim3 grid, dim3 block, const Kernel& kernel, const Arguments&... arguments) {
-  gridDim = grid;
-  blockDim = block;
-  dim3 b, t;
+  const auto run_block = [&] {
+    for (unsigned y = 0; y < block.y; ++y)
+      for (unsigned x = 0; x < block.x; ++x) {
+        threadIdx = dim3(x, y, 0);
+        kernel(arguments...);
+      }
+  };
+  dim3 b;
   for (b.z = 0; b.z < grid.z; ++b.z)
     for (b.y = 0; b.y < grid.y; ++b.y)
-      for (b.x = 0; b.x < grid.x; ++b.x)
-        for (t.y = 0; t.y < block.y; ++t.y)
-          for (t.x = 0; t.x < block.x; ++t.x) {
-            blockIdx = b;
-            threadIdx = dim3(t.x, t.y, 0);
-            kernel(arguments...);
-          }
+      for (b.x = 0; b.x < grid.x; ++b.x) {
+        blockIdx = b;
+        passed = {};
+        run_block();
+        if (passed.values.empty()) continue;
+        passed.known = true;
+        run_block();
+      }
 }

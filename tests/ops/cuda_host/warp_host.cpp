@@ -134,9 +134,16 @@ void frames_job(const Job& job) {
       job.array<void>("out"), windows, job.array<float>("scale"), job.array<float>("shift"),
       job.array<float>("matrix"), job.whole("channels_last"), job.whole("swap_rb"));
   const int rows = job.whole("rows") ? job.whole("rows") : rows_of_tile(windows);
-  for_grids(frames_grid(windows, rows), windows.count, [&](dim3 grid, int64_t first) {
-    run_grid(grid, dim3(kLanes, kWarps), warp_frames<Format, T>, frames, windows, out, rows, first);
-  });
+  const auto launch = [&](const auto& kernel) {
+    for_grids(frames_grid(windows, rows), windows.count, [&](dim3 grid, int64_t first) {
+      run_grid(grid, dim3(kLanes, kWarps), kernel, frames, windows, out, rows, first);
+    });
+  };
+  if constexpr (sizeof(T) == 2) {
+    if (stores_pairs<T>(windows, out.data, job.whole("channels_last")))
+      return launch(warp_frames<Format, T, true>);
+  }
+  launch(warp_frames<Format, T, false>);
 }
 
 template <class From, class To>
