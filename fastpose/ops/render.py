@@ -68,7 +68,8 @@ def render(
         peak_value: height of a Gaussian in its centre, above 0.
         out: floating tensor of the result's shape, written in place and returned.
         backend: "triton" or "reference"; None means the fastest there is. Triton carries no
-            gradient and needs the sigmas of "megvii" on the host: None takes the reference then.
+            gradient, is not traced (`torch.export`, `torch.compile`) and needs the sigmas of
+            "megvii" on the host: None takes the reference then.
 
     Returns:
         [N, K (+ 1), h, w], float32 on the device of `points` (or `out`). Differentiable in
@@ -262,6 +263,8 @@ def _triton_obstacle(
     tensors = [value for value in (points, visible, sigma) if isinstance(value, torch.Tensor)]
     if torch.is_grad_enabled() and any(value.requires_grad for value in tensors):
         return "for arguments that require a gradient, which only the reference carries"
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return "in what torch traces, which is to be of its own operations"
     if style == "megvii" and isinstance(sigma, torch.Tensor) and sigma.is_cuda:
         return "for megvii with sigma on a CUDA device: its tables need the values on the host"
     return None
