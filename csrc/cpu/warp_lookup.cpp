@@ -35,8 +35,7 @@ void Lookup::find_taps(const Affine& affine, int source_width, float outside) {
     const double start = affine.x(subpixel(i, area), 0);
     for (int u = 0; u < blocks * kLanes; ++u) {
       const int at = (u / kLanes * area + i) * kLanes + u % kLanes;
-      const double x =
-          std::clamp(start + affine.xu * std::min(u, width - 1), -1.0, double(source_width));
+      const double x = std::clamp(start + affine.xu * u, -1.0, double(source_width));
       const int left = static_cast<int>(x + 1) - 1;
       const auto t = static_cast<uint32_t>((x - left) * kWeightOne + 0.5);
       uint32_t low = kWeightOne - t, high = t;
