@@ -40,7 +40,7 @@ export TRITON_CACHE_DIR=$scratch/triton CUDA_CACHE_PATH=$scratch/cuda
 # several tests compile their kernels at once.
 export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1
 workers=()
-"$python" -c "import xdist" 2> "$scratch/xdist" && workers=(-p xdist -n 8 --dist load)
+"$python" -c "import xdist" 2> "$scratch/xdist" && workers=(-p lost_device -p xdist -n 8 --dist load)
 
 failed=0 end=0
 patience=1
@@ -55,6 +55,7 @@ stage() {
   command=${*//"$out"/DIR}
   command=${command//"$scratch"/DIR}
   command=${command//"$python"/python}
+  command=${command//"$PWD"/.}
   end=$((end + share * patience))
   say "$name, until $end s: $command"
   # SIGINT first: pytest then still writes its report
@@ -72,8 +73,8 @@ arch=90 # a dry run's GPU
 [ -n "$dry" ] ||
   arch=$("$python" -c "import torch; print('%d%d' % torch.cuda.get_device_capability())") || arch=90
 build=(env FASTPOSE_CUDA=1 FASTPOSE_CUDA_ARCHS="$arch" "$python" setup.py build_ext --inplace)
-tests=("$python" -m pytest tests -m gpu -q -ra --continue-on-collection-errors "${workers[@]}"
-  --junitxml="$out/gpu-tests.xml")
+tests=(env PYTHONPATH="$PYTHONPATH:$PWD/benchmarks/gpu" "$python" -m pytest tests -m gpu -q -ra
+  --continue-on-collection-errors "${workers[@]}" --junitxml="$out/gpu-tests.xml")
 [ -z "$dry" ] || tests=("$python" -m pytest tests -m gpu -q --collect-only)
 
 # Without the CUDA part there are still the Triton kernels to look at.

@@ -1,10 +1,13 @@
-"""What the GPU programs make of what they see: of a clock, of the sanitizer, of ptxas, of pytest.
+"""What the GPU programs make of what they see: of a clock, the sanitizer, ptxas, pytest.
 
 The device is one whose kernels take as long as they are told.
 """
 
 import importlib
+import os
 import re
+import subprocess
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -261,3 +264,35 @@ def test_tests_that_all_skip_are_an_error(device, tmp_path, skipped, error):
     counts = importlib.import_module("report").count_tests(path)
     assert counts.get("error") == error
     assert counts["skips"] == ["a::b: no device"]
+
+
+def test_a_worker_that_lost_the_device_fails_one_test_alone(tmp_path):
+    pytest.importorskip("xdist")
+    (tmp_path / "torch.py").write_text(
+        "class cuda:\n"
+        "    lost = False\n"
+        "    @staticmethod\n"
+        "    def synchronize():\n"
+        "        if cuda.lost:\n"
+        "            raise RuntimeError('CUDA error: an illegal memory access')\n"
+    )
+    (tmp_path / "test_device.py").write_text(
+        "import pytest, torch\n"
+        "@pytest.mark.parametrize('i', range(12))\n"
+        "def test_device(i):\n"
+        "    torch.cuda.lost |= i == 2\n"
+        "    torch.cuda.synchronize()\n"
+    )
+    env = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}
+    env |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": f"{tmp_path}:{PROGRAMS}"}
+    workers = ["-p", "lost_device", "-p", "xdist", "-n", "1", "--dist", "load"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", *workers, "-p", "no:cacheprovider", "."],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+    )
+    failed = re.findall(r"^FAILED (\S+)", done.stdout, re.MULTILINE)
+    assert set(failed) == {"test_device.py::test_device[2]"}, done.stdout
+    assert "11 passed" in done.stdout
