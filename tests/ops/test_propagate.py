@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import itertools
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -324,6 +325,7 @@ def test_without_torch_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> No
         propagate(np.zeros((1, 1, 1, 2, 2)), (), (), (-1,), direction="up")
 
 
+POINTERS = {"*fp32": torch.float32, "*fp16": torch.float16, "*bf16": torch.bfloat16}
 FORK = (-1, 0, 1, 1, 0)  # two children, one of which has two itself
 # of the largest value; 16-bit maps are rounded behind every convolution
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
@@ -611,6 +613,77 @@ def test_tiles_are_large_where_there_is_work_for_all() -> None:
     assert chosen(128, 1, 8) == wide  # 112 programs; half as large they would be 224 on 132
     assert chosen(64, 4, 8) == wide
     assert chosen(128, 4, 8) == chosen(128, 8, 8) == many
+
+
+FORMS = [  # images, cells, channels and activation of what Structured may give to its messages
+    (1, 42, (128, 64, 128), "after"),
+    (8, 42, (128, 64, 128), "after"),
+    (4, 56, (128, 128, 128, 128), "before"),
+]
+
+
+def launches(capability: int, precision: str, monkeypatch: pytest.MonkeyPatch) -> list[dict]:
+    """The arguments of all launches for `FORMS` on such a device with 132 multiprocessors."""
+    from fastpose.ops.triton import propagate as module
+
+    launched: list[dict] = []
+
+    class Kernel:
+        def __init__(self, names: list[str]) -> None:
+            self.names = names
+
+        def __getitem__(self, grid: tuple[int, ...]) -> Callable:
+            return lambda *given, **named: launched.append(
+                dict(zip(self.names, given, strict=False)) | named
+            )
+
+    def hardware(device: torch.device, arithmetic: str) -> tuple:
+        return module.TILES[capability][arithmetic], 132
+
+    for name in ("_activate", "_convolve"):
+        monkeypatch.setattr(module, name, Kernel(getattr(module, name).arg_names))
+    monkeypatch.setattr(module, "_precision", lambda maps: precision)
+    monkeypatch.setattr(module, "_hardware", hardware)
+    edges = len(LSP26) - 1
+    for dtype, (n, cells, widths, activate) in itertools.product(POINTERS.values(), FORMS):
+        maps = torch.empty(n, cells, cells, 2, len(LSP26), 128, dtype=dtype)
+        kernels = [
+            torch.empty(2, edges, b, 7, 7, a, dtype=dtype).movedim(-1, 3)
+            for a, b in itertools.pairwise(widths)
+        ]
+        biases = [torch.empty(2, edges, b, dtype=dtype) for b in widths[1:]]
+        maps = maps.permute(0, 3, 4, 5, 1, 2)
+        module.propagate(maps, kernels, biases, LSP26, direction="both", activate=activate)
+    monkeypatch.undo()
+    return launched
+
+
+@pytest.mark.parametrize("capability", [80, 90, 120])
+def test_instances_are_what_is_launched(capability: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastpose.ops.triton.propagate import instances
+
+    launched = [
+        values for way in ("ieee", "tf32") for values in launches(capability, way, monkeypatch)
+    ]
+    for instance in (one for one in instances() if capability in one.capabilities):
+        wanted = {**instance.constants, "num_warps": instance.warps}
+        if "BLOCK_K" in wanted:
+            wanted["num_stages"] = instance.stages
+        same = [
+            values
+            for values in launched
+            if wanted.items() <= values.items()
+            and values["raw"].dtype is POINTERS[instance.types["raw"]]
+        ]
+        assert same, instance.name
+        for values, (name, kind) in itertools.product(same, instance.types.items()):
+            if kind == "i32":
+                assert type(values[name]) is int
+                assert 1 < values[name] < 2**31
+                assert values[name] % 16 == 0 or name not in instance.aligned
+            else:
+                assert values[name].data_ptr() % 16 == 0
+                assert values[name].dtype is POINTERS.get(kind, torch.int32)
 
 
 def released(

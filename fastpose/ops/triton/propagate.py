@@ -124,7 +124,7 @@ def _convolve(
     tiles = tl.cdiv(pixels, BLOCK_P) * C_TILES
     job = jobs + tl.program_id(0) // tiles * 4
     tile = tl.program_id(0) % tiles
-    first, end = tl.load(job), tl.load(job + 1)
+    edge, end = tl.load(job), tl.load(job + 1)
     slot, node = tl.load(job + 2).to(tl.int64), tl.load(job + 3).to(tl.int64)
 
     c = tile % C_TILES * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -152,7 +152,7 @@ def _convolve(
     cells = source + (image * source_image + y * source_row + x * source_column)[None, :]
     cells += k[:, None]
     weights = kernels + c[:, None] * (TAPS * C_IN) + k[None, :]
-    for edge in range(first, end):
+    while edge < end:  # the interpreter of Triton 3.6 takes no loaded number as the end of a range
         origin, kernel = tl.load(edges + 2 * edge), tl.load(edges + 2 * edge + 1).to(tl.int64)
         edge_cells = cells + origin.to(tl.int64) * source_map
         edge_weights = weights + kernel * (C_OUT * TAPS * C_IN)
@@ -178,6 +178,7 @@ def _convolve(
             ky = tl.where(ky == SIDE, 0, ky)
         bias = tl.load(biases + kernel * C_OUT + c, mask=c < C_OUT, other=0.0)
         sums += bias.to(tl.float32)[:, None]
+        edge += 1
 
     place = slot * target_map + pixel.to(tl.int64) * target_column
     value = _relu(sums).to(target.dtype.element_ty)
