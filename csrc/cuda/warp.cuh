@@ -533,7 +533,7 @@ __device__ inline void cut_across(const float* affine, int u, int v, int rows, i
           sum = {fmaf(weight, tap.c0, sum.c0), fmaf(weight, tap.c1, sum.c1),
                  fmaf(weight, tap.c2, sum.c2)};
         });
-    const float beyond = outside * border, part = part_of(area);
+    const float beyond = outside == 0 ? 0 : outside * border, part = part_of(area);
     sum = {sum.c0 + beyond, sum.c1 + beyond, sum.c2 + beyond};
     column.put(out, normalise(times(sum, part * part), out.scale, out.shift));
   }

@@ -343,6 +343,25 @@ def test_a_window_between_two_pixels_of_a_huge_scale(host):
     assert_close(actual, reference(frames, affines, options), GREY)
 
 
+def test_weights_are_rounded_to_the_nearest(host):
+    """On a chess board, tap by tap of one colour, errors would add up."""
+    board = np.indices((40, 210)).sum(0) % 2 * 255
+    frames = np.repeat(board[None, ..., None], 3, axis=3).astype(np.uint8)
+    affines = np.array([[[2.003, 0, 4.1], [0, 2.011, 4.1]]], np.float32)
+    options = options_of((16, 90), 3)
+    error = cut_frames(host, frames, affines, options) - reference(frames, affines, options)
+    assert abs(error.mean()) < 2e-3
+
+
+def test_a_border_that_no_tap_touches(host):
+    frames = random_frames(np.random.default_rng(8), 1, 9, 9, 3)
+    affines = np.array([[[1, 0, 0], [0, 1, 0]]], np.float32)  # to the very edges
+    options = options_of((9, 9), 3, border=np.nan)
+    actual = cut_frames(host, frames, affines, options)
+    expected = torch.from_numpy(frames).permute(0, 3, 1, 2).float()
+    torch.testing.assert_close(actual, expected, rtol=0, atol=2e-5)
+
+
 def test_whole_positions_give_the_very_bytes(host):
     frames = random_frames(np.random.default_rng(8), 1, 40, 70, 3)
     affines = np.array([[[1, 0, 2], [0, 1, 3]]], np.float32)
