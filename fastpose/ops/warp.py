@@ -125,7 +125,8 @@ def warp(
     RoIAlign (He et al., Mask R-CNN, ICCV 2017).
 
     The result is within 1e-4 of the source's range of exact arithmetic. Gradients flow to float
-    `frames` that are torch tensors, by scatter-add; none flow to `affines`.
+    `frames` that are torch tensors, by scatter-add, on CUDA in no fixed order unless torch is told
+    to use deterministic algorithms; none flow to `affines`.
 
     Args:
         frames: "hwc": uint8 [H, W, 3] or [T, H, W, 3]; "nv12": uint8 [T, H * 3 // 2, W], on CUDA
