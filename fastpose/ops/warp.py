@@ -439,7 +439,7 @@ def _from_table(
         if min(row[2:]) < 1:
             continue
         pixels = _as_maps(_frame_at(row, options.layout, device)[None], options)
-        cut = warp_reference(pixels, affines, source.where(source == i, -1) - i, options, areas)
+        cut = warp_reference(pixels, affines, torch.zeros_like(source), options, areas)
         result = torch.where((source == i)[:, None, None, None], cut, result)
     return result
 
