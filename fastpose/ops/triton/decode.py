@@ -184,7 +184,8 @@ def _highest_blurred(
     ACROSS: tl.constexpr = min(16, SIDE - 2 * RADIUS)
     COLUMNS: tl.constexpr = 8 if ACROSS <= 8 else 16
     across = tl.cdiv(w, ACROSS)
-    for tile in range(tl.cdiv(h, 8) * across):
+    tile = tl.full([], 0, tl.int32)
+    while tile < tl.cdiv(h, 8) * across:
         top = tile // across * 8
         left = tile % across * ACROSS
         value = _blurred(
@@ -203,6 +204,7 @@ def _highest_blurred(
         better = (highest > best) | ((highest == best) & (first < place))
         place = tl.where(better, first, place)
         best = tl.maximum(best, highest)
+        tile += 1
     return best, place
 
 
@@ -238,6 +240,13 @@ def _derivatives(heights, SPACING: tl.constexpr):
         mixed = tl.where(diagonal, 0.5, tl.where(beside, -0.5, tl.where(across == 0, 1.0, 0.0)))
     xy = _weigh(heights, one * mixed)
     return gx, gy, xx, xy, yy
+
+
+@triton.jit
+def _between(heights, LOW: tl.constexpr, HIGH: tl.constexpr):
+    # As float64, which a bare number is not.
+    low, high = tl.full([], LOW, tl.float64), tl.full([], HIGH, tl.float64)
+    return tl.minimum(tl.maximum(heights, low), high)
 
 
 @triton.jit
@@ -345,14 +354,14 @@ def _step(
         if lowest <= unit * _LOG_FLOOR:
             blurred, _ = _highest_blurred(source, h, -1, taps, RADIUS, SIDE, False, MERGE)
             heights *= tl.where(blurred > 0.0, highest / tl.where(blurred > 0.0, blurred, 1.0), 1.0)
-        logs = tl.log(tl.maximum(heights / unit, _LOG_FLOOR))
+        logs = tl.log(_between(heights / unit, _LOG_FLOOR, _INFINITY))
         gx, gy, xx, xy, yy = _derivatives(logs, 2)
         dx, dy = _newton(gx, gy, xx, xy, yy)
     elif METHOD == "udp":
         heights = _blurred(
             source, h, y - _REACH, x - _REACH, taps, RADIUS, SIDE, 5, 5, 8, 8, True, MERGE
         )
-        logs = tl.log(tl.minimum(tl.maximum(heights / unit, _UDP_LOW), _UDP_HIGH))
+        logs = tl.log(_between(heights / unit, _UDP_LOW, _UDP_HIGH))
         gx, gy, xx, xy, yy = _derivatives(logs, 1)
         dx, dy = _newton(gx, gy, xx + _UDP_EPSILON, xy, yy + _UDP_EPSILON)
     else:
@@ -362,7 +371,7 @@ def _step(
         inside &= (row <= y + _REACH) & (column <= x + _REACH)
         heights = _heights(source, row * w + column, inside, MERGE)
         if METHOD == "taylor":
-            logs = tl.log(tl.maximum(heights / unit, _LOG_FLOOR))
+            logs = tl.log(_between(heights / unit, _LOG_FLOOR, _INFINITY))
             gx, gy, xx, xy, yy = _derivatives(logs, 2)
             dx, dy = _newton(gx, gy, xx, xy, yy)
         else:
@@ -380,7 +389,8 @@ def _step(
 def _mark_candidates(source, h, candidates, cells, BLOCK: tl.constexpr, MERGE: tl.constexpr):
     """The local maxima above 0 where they are, 0 elsewhere."""
     w = source[2]
-    for start in range(0, cells, BLOCK):
+    start = tl.full([], 0, tl.int32)
+    while start < cells:
         cell = start + tl.arange(0, BLOCK)
         x = cell % w
         here = _heights(source, cell, cell < cells, MERGE)
@@ -392,6 +402,7 @@ def _mark_candidates(source, h, candidates, cells, BLOCK: tl.constexpr, MERGE: t
                 # Outside counts as 0, which no candidate lies below.
                 highest &= _heights(source, beside, inside, MERGE) <= here
         tl.store(candidates + cell, tl.where(highest, here, 0.0).to(tl.float32), cell < cells)
+        start += BLOCK
     tl.debug_barrier()
 
 
@@ -401,10 +412,12 @@ def _take_candidate(candidates, h, w, cells, BLOCK: tl.constexpr):
     lane = tl.arange(0, BLOCK)
     best = tl.zeros([BLOCK], tl.float32)
     found = tl.zeros([BLOCK], tl.int32)
-    for start in range(0, cells, BLOCK):
+    start = tl.full([], 0, tl.int32)
+    while start < cells:
         value = tl.load(candidates + start + lane, mask=start + lane < cells, other=0.0)
         found = tl.where(value > best, start, found)
         best = tl.maximum(value, best)
+        start += BLOCK
     value = tl.max(best)
     cell = tl.min(tl.where(best == value, found + lane, cells))
     dy = (tl.arange(0, 8) - (_PEAK_DISTANCE - 1))[:, None]
@@ -425,15 +438,17 @@ def _scan(
     BLOCK: tl.constexpr,
     CHANNELS: tl.constexpr,
     LOADS: tl.constexpr,
+    TURNS: tl.constexpr,
     MERGE: tl.constexpr,
 ):
     """The highest value that each lane has seen, and its first cell, both [BLOCK, CHANNELS]."""
     lane = tl.arange(0, BLOCK)[:, None]
     best = tl.full([BLOCK, CHANNELS], -_INFINITY, tl.float32)
     found = tl.zeros([BLOCK, CHANNELS], tl.int32)
-    for start in range(0, cells, BLOCK * LOADS):
+    for turn in range(TURNS):
         for load in tl.static_range(LOADS):
-            cell = start + load * BLOCK + lane
+            start = (turn * LOADS + load) * BLOCK
+            cell = start + lane
             inside = cell < cells
             if CHANNELS > 1:
                 inside &= there
@@ -441,7 +456,7 @@ def _scan(
             # peak either.
             value = _merged(source, cell, inside, -_INFINITY, MERGE)
             better = value > best
-            found = tl.where(better, start + load * BLOCK, found)
+            found = tl.where(better, start, found)
             best = tl.where(better, value, best)
     return best, found + lane
 
@@ -525,6 +540,7 @@ def _decode(
     CHANNELS: tl.constexpr,
     BLOCK: tl.constexpr,
     LOADS: tl.constexpr,
+    TURNS: tl.constexpr,
 ):
     """One program for CHANNELS maps of a person.
 
@@ -535,7 +551,7 @@ def _decode(
 
     MERGE is the number of stages, whether they are averaged, whether `mirrored` is merged in, and
     its shift; SIDE the columns that a blur or "soft" reads at a time; BLOCK the cells of a map that
-    are loaded at a time, LOADS times before the first is used.
+    are loaded at a time, LOADS times before the first is used, in TURNS turns.
     """
     groups = tl.cdiv(k, CHANNELS)
     n = (tl.program_id(0) // groups).to(tl.int64)
@@ -547,10 +563,10 @@ def _decode(
     if PEAKS == 1:
         back = _partner_maps(mirrored, partners, channel, channel < k, back_joint, FLIP)
         sources = (maps + channel.to(tl.int64) * joint, back, w, step, back_step, stage, back_stage)
-        best, found = _scan(sources, channel < k, cells, BLOCK, CHANNELS, LOADS, MERGE)
+        best, found = _scan(sources, channel < k, cells, BLOCK, CHANNELS, LOADS, TURNS, MERGE)
 
-    count = 1 if CHANNELS == 1 else tl.minimum(k - first, CHANNELS)
-    for c in range(count):
+    c = tl.full([], 0, tl.int32)
+    while (c < CHANNELS) & (first + c < k):
         one = n * k + first + c
         back_of = _partner_maps(mirrored, partners, first + c, True, back_joint, FLIP)
         map_of = maps + (first + c).to(tl.int64) * joint
@@ -583,6 +599,7 @@ def _decode(
                 points + 2 * out, scores + out, affines + n * 6 if AFFINE else affines, x + dx,
                 y + dy, value, seen, PEAK_VALUE, AFFINE,
             )  # fmt: skip
+        c += 1
 
 
 # Launching
@@ -706,6 +723,7 @@ def plan(
     warps = 8 if options.method == "cpn" else min(warps, 8)
     block = 32 * warps * vector // channels
     reads = stages * (2 if flip else 1)
+    loads = max(1, min(_LOADS // reads, triton.cdiv(cells, block)))
     constants: dict[str, Any] = {
         "METHOD": options.method,
         "MERGE": (stages, options.stages == "mean" and stages > 1, flip, options.flip_shift),
@@ -715,7 +733,8 @@ def plan(
         "SIDE": side,
         "CHANNELS": channels,
         "BLOCK": block,
-        "LOADS": max(1, min(_LOADS // reads, triton.cdiv(cells, block))),
+        "LOADS": loads,
+        "TURNS": triton.cdiv(cells, block * loads),
     }
     return constants, warps
 
