@@ -31,8 +31,8 @@ from report import MESSAGE, Report, describe, first_line
 
 ROTATED = 100_000_000  # bytes, or twice the L2 cache if that is more
 MOST_SETS = 1024
-LONG_ENOUGH = 10_000.0  # microseconds of launches to put into one graph, going by eager calls
-LAUNCHES = (50, 300)  # that many at least, if calls are short; that many at most
+LONG_ENOUGH = 20_000.0  # microseconds of launches to put into one graph, going by eager calls
+LAUNCHES = (50, 500)  # that many at least, if calls are short; that many at most
 SHORT = 400.0  # microseconds of an eager call, which is mostly the host's
 ROUNDS = (5, 25)
 PATIENCE = 0.3e6  # microseconds to replay for
