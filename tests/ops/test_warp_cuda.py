@@ -22,7 +22,7 @@ from fastpose.ops.warp import MATRICES, WarpOptions, nv12_to_bgr  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 HOST = Path(__file__).with_name("cuda_host")
-FLAGS = ["-std=c++17", "-O1", "-w", "-fno-sanitize-recover=all"]
+FLAGS = ["-std=c++17", "-w", "-fno-sanitize-recover=all"]
 SANITIZERS = "-fsanitize=address,undefined,float-cast-overflow"
 KINDS = {"hwc": 0, "nv12": 1, "chw": 2, "gradient": 3}
 TYPES = ("float32", "float16", "bfloat16")
