@@ -1,7 +1,7 @@
 // Windows of byte frames or float maps -> a normalised batch. A window whose rows and columns are
 // those of the source (no rotation, no shear) is separable: every source row is resampled along x
-// once and kept for the next output row, or, by VBMI, every output row is made of its source rows in
-// registers (warp_lookup.h). Any other window samples pixel by pixel.
+// once and kept for the next output row; with VBMI, source rows go to an output row in registers
+// (warp_lookup.h). Any other window samples pixel by pixel.
 #include <algorithm>
 #include <cmath>
 #include <vector>
