@@ -266,6 +266,29 @@ def test_tests_that_all_skip_are_an_error(device, tmp_path, skipped, error):
     assert counts["skips"] == ["a::b: no device"]
 
 
+def test_the_table_tells_what_failed_before_what_did_not(device):
+    report = importlib.import_module("report")
+    timed = {"us": 7.5, "spread": 0.2, "ratio_to_floor": 1.5, "peers": {"torch": {"ratio": 4.0}}}
+    timed |= {"limits": {"ratio_to_floor": 1.3, "torch": 2.0}}
+    timed |= {"met": {"ratio_to_floor": False, "torch": True}}
+    rows = [
+        {"op": "decode", "case": "N=8", "status": "ok", **timed},
+        {"op": "warp", "case": "N=1", "status": "wrong", "error": "differs", "us": None},
+    ]
+    stages = [{"stage": "warp", "status": "timed out", "seconds": 35}]
+    lines = report.table({"stages": stages, "rows": rows}).splitlines()
+    assert lines[-3:] == [
+        "  WRONG warp N=1 differs",
+        "decode N=8 7.50 us +-20% 1.50x floor (1.3 MISSED) torch 4.0x (2 ok)",
+        "2 rows, 1 not ok; targets met: 1 of 2",
+    ]
+    assert lines[2].split() == ["warp", "timed", "out", "35", "s"]
+
+    many = report.table({"rows": rows[:1] * 500})
+    assert len(many) < 12_000
+    assert many.endswith("500 rows, 0 not ok; targets met: 500 of 1000")
+
+
 def test_a_worker_that_lost_the_device_fails_one_test_alone(tmp_path):
     pytest.importorskip("xdist")
     (tmp_path / "torch.py").write_text(

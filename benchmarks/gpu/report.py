@@ -26,6 +26,8 @@ ABSENT = 3  # a program's exit status where what it needs is not installed
 WIDTH = 118
 LONGEST = 11_000  # characters of the table: whoever ran this elsewhere may see only its end
 MESSAGE = 400
+ORDER = ("step", "propagate", "warp", "render", "decode")  # of the table, which may be cut
+UNSTEADY = 0.05  # a spread from which on it is told
 
 
 class Report:
@@ -123,7 +125,7 @@ def table(document: Mapping[str, Any]) -> str:
     ceilings = document.get("ceilings")
     if ceilings:
         lines.append("ceilings: " + ", ".join(f"{k} {v}" for k, v in ceilings.items()))
-    rows = document.get("rows", [])
+    rows = sorted(document.get("rows", []), key=lambda row: ORDER.index(row["op"]))
     wrong = [row for row in rows if row["status"] != "ok"]
     lines += [f"  {row['status'].upper()} {describe(row)}"[:WIDTH] for row in wrong[:12]]
     lines += [describe(row)[:WIDTH] for row in rows if row["status"] == "ok"]
@@ -149,7 +151,8 @@ def describe(row: Mapping[str, Any]) -> str:
         return text + (f" ({limit:g}{sign})" if limit is not None else "")
 
     words.append(against("us", f"{row['us']:.2f} us"))
-    words.append(f"+-{100 * row['spread']:.0f}%")
+    if row["spread"] >= UNSTEADY:
+        words.append(f"+-{100 * row['spread']:.0f}%")
     if row.get("ratio_to_floor") is not None:
         words.append(against("ratio_to_floor", f"{row['ratio_to_floor']:.2f}x floor"))
     if row.get("share_of_matmul") is not None:
