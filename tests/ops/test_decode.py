@@ -593,28 +593,31 @@ def test_the_copy_to_the_host_waits_for_the_given_stream():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "layout"),
+    [
+        (torch.float32, torch.contiguous_format),
+        (torch.bfloat16, torch.contiguous_format),
+        (torch.float16, torch.channels_last),
+    ],
+    ids=str,
+)
 def test_random_shapes_on_a_gpu(monkeypatch, method, dtype, layout):
     run = on_backend("triton", "cuda", monkeypatch)
     random = np.random.default_rng(METHODS.index(method))
-    for n, k, h, w in [(128, 17, 64, 48), *random.integers(1, (40, 30, 99, 99), (4, 4)).tolist()]:
+    people = 128 if method in ("argmax", "dark") else 16
+    for n, k, h, w in [(people, 17, 64, 48), random.integers(1, (20, 30, 99, 99)).tolist()]:
         centres = random.uniform((-1, -1), (w, h), (n * k, 2))
-        maps = torch.from_numpy(gaussians(centres, (h, w)).reshape(n, k, h, w))
-        maps = (maps + 0.05 * torch.rand(maps.shape)).to(dtype).to(memory_format=layout)
-        affines = torch.from_numpy(random.normal(0, 1, (n, 2, 3)))
-        expected = reference(maps, method=method)
-        actual = run(maps, method=method)
-        torch.testing.assert_close(
-            actual[0], expected[0], atol=TOLERANCE, rtol=1e-5, equal_nan=True
-        )
+        maps = gaussians(centres, (h, w)).reshape(n, k, h, w)
+        maps += 0.05 * random.random(maps.shape, np.float32)
+        maps = torch.from_numpy(maps).to(dtype).to(memory_format=layout)
+        affines = torch.from_numpy(random.uniform(-1, 1, (n, 2, 3)))
+        expected = reference(maps, method=method, affines=affines)
+        actual = run(maps, method=method, affines=affines)
+        torch.testing.assert_close(actual[0], expected[0], atol=2 * TOLERANCE, rtol=1e-5)
         # Of "cpn" too, though its peak is that of a blur: sums in another order change it where two
         # cells are equal to 1e-16 and not level, and there is no such pair in these maps.
         assert torch.equal(actual[1], expected[1])
-        placed = run(maps, method=method, affines=affines)[0]
-        matrix = affines[:, None]
-        by_hand = (matrix[..., :2] @ actual[0].double()[..., None])[..., 0] + matrix[..., 2]
-        torch.testing.assert_close(placed, by_hand.float(), atol=1e-4, rtol=1e-5, equal_nan=True)
 
 
 @pytest.mark.gpu

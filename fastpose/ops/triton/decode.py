@@ -508,7 +508,8 @@ def _store(
     tl.store(scores, tl.where(seen, score, 0.0).to(tl.float32))
 
 
-@triton.jit
+# One binary serves every number of joints and size that the layout of memory does not tell apart.
+@triton.jit(do_not_specialize=["k", "h", "w"])
 def _decode(
     maps,
     mirrored,
@@ -719,7 +720,7 @@ def plan(
     if not dense or options.peaks > 1:
         warps = 4
     if options.method in ("dark", "udp"):
-        warps = max(warps, (side // 16) ** 2)  # the registers of a patch
+        warps = max(warps, (side // 16) ** 3)  # the registers of a patch
     warps = 8 if options.method == "cpn" else min(warps, 8)
     block = 32 * warps * vector // channels
     reads = stages * (2 if flip else 1)
@@ -807,11 +808,11 @@ def _instance(
             types[name_given] = kind
         else:
             constants[name_given] = None
-    types.update(dict.fromkeys(("k", "h", "w", "cells"), "i32"))
     names = ("step", "stage", "person", "joint")
     strides = dict(zip(names, _strides(people, dense), strict=True))
     strides |= {f"back_{key}": value for key, value in strides.items()}
-    sizes = {"k": 17, "h": 64, "w": 48, "cells": 64 * 48, **strides}
+    types.update(dict.fromkeys(("k", "h", "w"), "i32"))
+    sizes = {"cells": 64 * 48, **strides}
     # As the launcher does: an integer of 1 is a constant.
     constants.update({key: 1 for key, value in sizes.items() if value == 1})
     types.update({key: "i32" for key, value in sizes.items() if value != 1})
