@@ -116,3 +116,15 @@ def test_the_docs_have_the_figures(name, capability, rows):
 @pytest.mark.parametrize("name", [name for name in ON_90 if not name.startswith("decode")])
 def test_the_docs_have_the_instructions(name, rows):
     assert rows[name][-1] == ", ".join(aot.measure(name, 90).instructions)
+
+
+def test_the_tables_of_a_page_are_made_anew(monkeypatch):
+    page = "".join(
+        f"\n## {op.capitalize()}\n\n{op}\n\n| kernel | old |\n| a | 1 |\n\n| b |\n"
+        for op in reversed(aot.OPS)
+    )
+    monkeypatch.setattr(aot, "table", lambda op: f"| kernel | new {op} |")
+    expected = page.replace("\n| a | 1 |", "")
+    for op in aot.OPS:
+        expected = expected.replace(f"{op}\n\n| kernel | old |", f"{op}\n\n| kernel | new {op} |")
+    assert aot.renew(page) == expected

@@ -1,6 +1,6 @@
 """Compile the Triton kernels without a GPU, and read what the binaries need.
 
-`python -m fastpose.ops.triton.aot` prints the tables of docs/kernels.md.
+`python -m fastpose.ops.triton.aot docs/kernels.md` makes the tables of that page anew.
 """
 
 from __future__ import annotations
@@ -178,7 +178,15 @@ def figure(used: Resources) -> str:
     return f"{used.registers} + {used.shared} B" if used.shared else str(used.registers)
 
 
-if __name__ == "__main__":
-    sys.stdout.write(f"Triton {triton.__version__}\n")
+def renew(text: str) -> str:
+    """Markdown with the table under the heading of each op, such as "## Render", made anew."""
     for op in OPS:
-        sys.stdout.write(f"\n{op}\n\n{table(op)}\n")
+        start = text.index("| kernel |", text.index(f"\n## {op.capitalize()}\n"))
+        text = text[:start] + table(op) + text[text.index("\n\n", start) :]
+    return text
+
+
+if __name__ == "__main__":
+    page = Path(sys.argv[1])
+    page.write_text(renew(page.read_text()))
+    sys.stdout.write(f"{page} has the figures of Triton {triton.__version__}\n")
