@@ -1,4 +1,6 @@
-// The arithmetic of a warp, shared by the CPU kernel, its vector twins' edges and the CUDA kernel.
+// The arithmetic of a warp: positions and taps as the CPU kernel and its vector twins' edges find
+// them, in float64, and what they share with the CUDA kernels, which keep to float32
+// (cuda/warp.cuh).
 #pragma once
 
 #include <cmath>
@@ -16,24 +18,24 @@ namespace fastpose {
 struct Affine {
   double xu, xv, x1, yu, yv, y1;
 
-  FASTPOSE_HOST_DEVICE static Affine load(const float* m) {  // [2, 3], row-major
+  static Affine load(const float* m) {  // [2, 3], row-major
     return {m[0], m[1], m[2], m[3], m[4], m[5]};
   }
-  FASTPOSE_HOST_DEVICE double x(double u, double v) const { return xu * u + (xv * v + x1); }
-  FASTPOSE_HOST_DEVICE double y(double u, double v) const { return yu * u + (yv * v + y1); }
-  FASTPOSE_HOST_DEVICE bool finite() const {
+  double x(double u, double v) const { return xu * u + (xv * v + x1); }
+  double y(double u, double v) const { return yu * u + (yv * v + y1); }
+  bool finite() const {
     return isfinite(xu) && isfinite(xv) && isfinite(x1) && isfinite(yu) && isfinite(yv) &&
            isfinite(y1);
   }
   // Rows and columns of the output are rows and columns of the source.
-  FASTPOSE_HOST_DEVICE bool axis_aligned() const { return xv == 0 && yu == 0; }
+  bool axis_aligned() const { return xv == 0 && yu == 0; }
 
  private:
-  FASTPOSE_HOST_DEVICE static bool isfinite(double value) { return value - value == 0; }
+  static bool isfinite(double value) { return value - value == 0; }
 };
 
 // Where sample i of `area` lies inside an output pixel, relative to its centre.
-FASTPOSE_HOST_DEVICE inline double subpixel(int i, int area) { return (i + 0.5) / area - 0.5; }
+inline double subpixel(int i, int area) { return (i + 0.5) / area - 0.5; }
 
 // Position on one axis of `size` source pixels: between pixels `low` and `low` + 1.
 struct Between {
@@ -42,7 +44,7 @@ struct Between {
 };
 
 // False if both pixels lie outside or the position is NaN; so a position beyond int never converts.
-FASTPOSE_HOST_DEVICE inline bool find_between(double position, int size, Between* between) {
+inline bool find_between(double position, int size, Between* between) {
   if (!(position > -1 && position < size)) return false;
   const double low = floor(position);
   *between = {static_cast<int>(low), static_cast<float>(position - low)};
@@ -62,8 +64,8 @@ FASTPOSE_HOST_DEVICE inline Pixel lerp(Pixel a, Pixel b, float t) {
 // One bilinear sample. load(x, y) is called inside the source only, other taps are `border`; a tap
 // of weight zero is not touched, so that it cannot spread an infinity or NaN.
 template <class Value, class Load>
-FASTPOSE_HOST_DEVICE inline Value bilinear(const Between& x, const Between& y, int width,
-                                           int height, Value border, const Load& load) {
+inline Value bilinear(const Between& x, const Between& y, int width, int height, Value border,
+                      const Load& load) {
   const auto tap = [&](int column, int row) {
     return column >= 0 && column < width && row >= 0 && row < height ? load(column, row) : border;
   };
