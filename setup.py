@@ -3,7 +3,7 @@
 Environment:
     FASTPOSE_CUDA: 0 (never), 1 (required) or auto (the default: where nvcc runs).
     FASTPOSE_CUDA_ARCHS: compute capabilities to build for, such as 90 or 80,90; by default those of
-        CUDA_ARCHS that nvcc knows. Newer GPUs compile the code of the last one when they load it.
+        CUDA_ARCHS that nvcc knows. Other GPUs compile the code of an older one when they load it.
 """
 
 from __future__ import annotations
@@ -121,8 +121,7 @@ def cuda_archs(nvcc: str) -> list[str]:
         command = [nvcc, "--list-gpu-arch"]
         known = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
         names = [name for name in CUDA_ARCHS if f"compute_{name}" in known]
-    flags = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in names]
-    return [*flags, f"-gencode=arch=compute_{names[-1]},code=compute_{names[-1]}"]
+    return [f"-gencode=arch=compute_{name},code=[sm_{name},compute_{name}]" for name in names]
 
 
 def announce(line: str) -> None:
