@@ -347,10 +347,11 @@ def test_the_first_maximum_in_row_order(kernel):
 def test_peaks_are_far_apart_and_highest_first(kernel):
     maps = np.zeros((1, 2, 20, 20), np.float32)
     maps[0, 0, 4, 4], maps[0, 0, 4, 6], maps[0, 0, 10, 10], maps[0, 0, 16, 3] = 0.9, 0.8, 0.7, 1.0
+    maps[0, 0, 12, 12] = 0.6
     for run in (reference, kernel):
         points, scores = run(maps, method="argmax", peaks=4)
         assert points.shape == (1, 2, 4, 2)
-        assert points[0, 0, :3].tolist() == [[3, 16], [4, 4], [10, 10]]  # (6, 4) is too near
+        assert points[0, 0, :3].tolist() == [[3, 16], [4, 4], [10, 10]]  # others are too near
         assert scores[0, 0].tolist() == pytest.approx([1, 0.9, 0.7, 0])
         assert np.isnan(points[0, 0, 3]).all()
         assert np.isnan(points[0, 1]).all()

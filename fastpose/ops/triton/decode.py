@@ -122,12 +122,10 @@ def _blurred(
     SIDE: tl.constexpr,
     DOWN: tl.constexpr,
     ACROSS: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
     MIRROR: tl.constexpr,
     MERGE: tl.constexpr,
 ):
-    """[ROWS, COLUMNS] blurred cells from (top, left) on; the first DOWN x ACROSS are right.
+    """[8, 8] blurred cells from (top, left) on, of which the first DOWN x ACROSS are right.
 
     D V A, with V the cells of the map round them, SIDE columns, and D and A the matrices of the
     taps. Beyond the map are the blurred cells of its edge.
@@ -139,8 +137,8 @@ def _blurred(
     if MIRROR:
         column = _mirror(column, w)
     used &= (column >= 0) & (column < w)
-    out_row = tl.minimum(tl.maximum(top + tl.arange(0, ROWS), 0), h - 1)[:, None]
-    down = tl.zeros([ROWS, SIDE], tl.float64)
+    out_row = tl.minimum(tl.maximum(top + tl.arange(0, 8), 0), h - 1)[:, None]
+    down = tl.zeros([8, SIDE], tl.float64)
     for start in range(0, DOWN + 2 * RADIUS, _DEPTH):
         deep = start + tl.arange(0, _DEPTH)
         row = (top - RADIUS + deep)[:, None]
@@ -155,7 +153,7 @@ def _blurred(
         tap = top + deep[None, :] - out_row
         weights = tl.load(taps + tap, mask=(tap >= 0) & (tap <= 2 * RADIUS), other=0.0)
         down = tl.dot(weights, heights, down, out_dtype=tl.float64)
-    out_column = tl.minimum(tl.maximum(left + tl.arange(0, COLUMNS), 0), w - 1)[None, :]
+    out_column = tl.minimum(tl.maximum(left + tl.arange(0, 8), 0), w - 1)[None, :]
     tap = left + within[:, None] - out_column
     weights = tl.load(taps + tap, mask=(tap >= 0) & (tap <= 2 * RADIUS), other=0.0)
     return tl.dot(down, weights, out_dtype=tl.float64)
@@ -180,21 +178,18 @@ def _highest_blurred(
     w = source[2]
     best = tl.full([], -_INFINITY, tl.float64)
     place = tl.full([], 0, tl.int32)
-    # As many columns as SIDE allows, on tiles of 8 or 16.
-    ACROSS: tl.constexpr = min(16, SIDE - 2 * RADIUS)
-    COLUMNS: tl.constexpr = 8 if ACROSS <= 8 else 16
+    # As many columns as SIDE allows, and few registers.
+    ACROSS: tl.constexpr = min(8, SIDE - 2 * RADIUS)
     across = tl.cdiv(w, ACROSS)
     tile = tl.full([], 0, tl.int32)
     while tile < tl.cdiv(h, 8) * across:
         top = tile // across * 8
         left = tile % across * ACROSS
-        value = _blurred(
-            source, h, top, left, taps, RADIUS, SIDE, 8, ACROSS, 8, COLUMNS, False, MERGE
-        )
+        value = _blurred(source, h, top, left, taps, RADIUS, SIDE, 8, ACROSS, False, MERGE)
         if ROUND:
             value = value.to(tl.float32).to(tl.float64)
         row = top + tl.arange(0, 8)[:, None]
-        column = left + tl.arange(0, COLUMNS)[None, :]
+        column = left + tl.arange(0, 8)[None, :]
         cell = row * w + column
         value = tl.where(cell == hidden, 0.0, value)
         inside = (row < h) & (column < w) & (column < left + ACROSS)
@@ -345,7 +340,7 @@ def _step(
         dx, dy = _cpn_step(source, h, y, x, taps, RADIUS, SIDE, MERGE)
     elif METHOD == "dark":
         heights = _blurred(
-            source, h, y - _REACH, x - _REACH, taps, RADIUS, SIDE, 5, 5, 8, 8, False, MERGE
+            source, h, y - _REACH, x - _REACH, taps, RADIUS, SIDE, 5, 5, False, MERGE
         )
         # The map is scaled back to the maximum it had before the blur. That cancels in every
         # difference of logarithms unless a cell is at the floor, so it is worked out only then.
@@ -358,9 +353,7 @@ def _step(
         gx, gy, xx, xy, yy = _derivatives(logs, 2)
         dx, dy = _newton(gx, gy, xx, xy, yy)
     elif METHOD == "udp":
-        heights = _blurred(
-            source, h, y - _REACH, x - _REACH, taps, RADIUS, SIDE, 5, 5, 8, 8, True, MERGE
-        )
+        heights = _blurred(source, h, y - _REACH, x - _REACH, taps, RADIUS, SIDE, 5, 5, True, MERGE)
         logs = tl.log(_between(heights / unit, _UDP_LOW, _UDP_HIGH))
         gx, gy, xx, xy, yy = _derivatives(logs, 1)
         dx, dy = _newton(gx, gy, xx + _UDP_EPSILON, xy, yy + _UDP_EPSILON)
@@ -720,7 +713,7 @@ def plan(
     if not dense or options.peaks > 1:
         warps = 4
     if options.method in ("dark", "udp"):
-        warps = max(warps, (side // 16) ** 3)  # the registers of a patch
+        warps = max(warps, (side // 16) ** 2)  # the registers of a patch
     warps = 8 if options.method == "cpn" else min(warps, 8)
     block = 32 * warps * vector // channels
     reads = stages * (2 if flip else 1)
