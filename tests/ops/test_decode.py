@@ -454,9 +454,12 @@ def test_dark_is_scaled_back_by_the_highest_of_the_whole_map(kernel):
     maps = make("noise", (1, 2, 20, 30)) / 10
     maps[0, :, 10, 8], maps[0, :, 9:12, 10] = 1, -1
     maps[0, 1, 9, 8] = 0.7
-    expected, actual = (run(maps, method="dark", sigma=1.0) for run in (reference, kernel))
-    np.testing.assert_allclose(actual[0], expected[0], atol=TOLERANCE)
-    assert (expected[0] != expected[0].round()).all()
+    maps[0, :, 4, 20], maps[0, :, 3:6, 22] = 0.8, -1
+    for peaks in (1, 2):
+        arguments = {"method": "dark", "sigma": 1.0, "peaks": peaks}
+        expected, actual = reference(maps, **arguments), kernel(maps, **arguments)
+        np.testing.assert_allclose(actual[0], expected[0], atol=TOLERANCE)
+        assert (expected[0] != expected[0].round()).all()
 
 
 @pytest.mark.parametrize("sigma", [0.3, 1.0, 1.5, 3.0, 4.5])

@@ -716,7 +716,7 @@ def plan(
         warps = max(warps, (side // 16) ** 2)  # the registers of a patch
     warps = 8 if options.method == "cpn" else min(warps, 8)
     block = 32 * warps * vector // channels
-    reads = stages * (2 if flip else 1)
+    reads = stages * (3 if flip else 1)  # mirrored ones are single elements with an address each
     loads = max(1, min(_LOADS // reads, triton.cdiv(cells, block)))
     constants: dict[str, Any] = {
         "METHOD": options.method,
