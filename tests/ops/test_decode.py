@@ -430,7 +430,7 @@ def test_triton_equals_reference(triton_kernel, method, shape):
 @pytest.mark.parametrize("layout", ["channels-last", "columns", "joints", "expanded"])
 def test_triton_reads_what_is_strided(triton_kernel, monkeypatch, layout, dtype):
     kernels_of_triton = importlib.import_module("fastpose.ops.triton.decode")
-    monkeypatch.setattr(kernels_of_triton, "_PROGRAMS", 1)  # as with many maps
+    monkeypatch.setattr(kernels_of_triton, "_PROGRAMS", 3)  # two channels a program
     maps = torch.from_numpy(make("noise", (2, 5, 12, 9))).to(dtype)
     match layout:
         case "channels-last":
