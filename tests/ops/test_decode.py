@@ -411,7 +411,7 @@ def test_kernel_equals_reference(fast_kernel, method, kind, shape):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("shape", [(11, 14), (3, 3), (1, 7)], ids=str)
+@pytest.mark.parametrize("shape", [(11, 14), (1, 7)], ids=str)
 def test_triton_equals_reference(triton_kernel, method, shape):
     kinds = ("noise", "signed", "flat", "ties", "gaussians")
     maps = np.concatenate([make(kind, (1, 1, *shape)) for kind in kinds], axis=1)
