@@ -309,6 +309,14 @@ def test_rows_at_any_address_up_to_the_last_byte(host, first, more):
         assert_close(actual, expected, GREY)
 
 
+def test_tiles_wider_than_positions_in_them_can_be(host):
+    frames = random_frames(np.random.default_rng(9), 1, 6, 900, 3)
+    affines = np.array([[[s, 0, 5.3], [0, 0.5, 0.7]] for s in (7.7, 8.2, 12.0)], np.float32)
+    options = options_of((8, 64), 3)
+    actual = cut_frames(host, frames, affines, options, rows=8)
+    assert_close(actual, reference(frames, affines, options, source=np.zeros(3, int)), GREY)
+
+
 def test_positions_far_from_the_origin(host):
     """At x = 9000 a float32 is 1e-3 px wide, which a sharp edge would show."""
     frames = np.zeros((1, 3, 9000, 3), np.uint8)
