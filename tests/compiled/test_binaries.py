@@ -44,6 +44,11 @@ def test_a_kernel_fits_without_local_memory(name, capability):
     assert used.shared <= SHARED[capability]
 
 
+@pytest.mark.parametrize("name", [name for name in ON_90 if not name.startswith("decode")])
+def test_no_instruction_is_one_of_local_memory(name):
+    assert aot.measure(name, 90).spills == 0
+
+
 @pytest.mark.parametrize("name", [name for name in INSTANCES if name.startswith("render")])
 def test_a_rendered_row_is_stored_in_the_widest_pieces(name):
     wide = "STG.E.64" if INSTANCES[name].constants["VECTOR"] == 2 else "STG.E.128"
