@@ -45,6 +45,7 @@ class Instance:
         warps, stages: launch options.
         aligned: names of the integer arguments that are divisible by 16.
         capabilities: on which it is launched.
+        registers: most of a thread, as a launch option; None leaves it to the compiler.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Instance:
     stages: int
     aligned: tuple[str, ...] = ()
     capabilities: tuple[int, ...] = CAPABILITIES
+    registers: int | None = None
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,12 @@ def compile_instance(instance: Instance, capability: int) -> CompiledKernel:
     return triton.compile(
         source,
         target=GPUTarget("cuda", capability, 32),
-        options={"num_warps": instance.warps, "num_stages": instance.stages, **OPTIONS},
+        options={
+            "num_warps": instance.warps,
+            "num_stages": instance.stages,
+            "maxnreg": instance.registers,
+            **OPTIONS,
+        },
     )
 
 

@@ -641,6 +641,7 @@ def decode(
                 **constants,
                 num_warps=warps,
                 num_stages=1,
+                maxnreg=_most_registers(flip=flipped is not None),
                 **OPTIONS,
             )
     if isinstance(heatmaps, np.ndarray):
@@ -733,6 +734,11 @@ def plan(
     return constants, warps
 
 
+def _most_registers(*, flip: bool) -> int | None:
+    """The limit for a thread: without one the compiler spills some to fit more programs."""
+    return 168 if flip else None
+
+
 # Copied once: a graph capture may not copy from the host.
 
 
@@ -810,7 +816,9 @@ def _instance(
     constants.update({key: 1 for key, value in sizes.items() if value == 1})
     types.update({key: "i32" for key, value in sizes.items() if value != 1})
     aligned = tuple(key for key, value in sizes.items() if value % 16 == 0)
-    return Instance(name, _decode, types, constants, warps, 1, aligned)
+    return Instance(
+        name, _decode, types, constants, warps, 1, aligned, registers=_most_registers(flip=flip)
+    )
 
 
 def _strides(people: int, dense: bool) -> tuple[int, int, int, int]:
