@@ -97,11 +97,11 @@ def bench_render_beside_mmpose():
 
 
 def bench_render_beside_whole_maps():
-    """What takes twice its time does not pass: measured are 1.4 to 1.6 and, of that, 0.8.
+    """What takes twice its time does not pass: measured are 5.2 to 6.1 and, of that, 3.
 
     At one person: with more, the system's time for fresh memory comes and goes.
     """
-    assert against_torch()[1] >= 1.15
+    assert against_torch()[1] >= 3.6
 
 
 def main() -> None:

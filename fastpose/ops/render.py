@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
 
 from fastpose.ops.choose import choose
 
@@ -16,6 +21,7 @@ STYLES = ("exact", "msra", "udp", "caffe", "megvii", "hourglass")
 PEOPLE = ("max", "sum-clamped")
 
 CAFFE_CUT = 4.6052  # ln 100, with the digits of the released code: values under 1 % are dropped
+FAR = 1e18  # cells: what lies there is not drawn, and its square is finite
 
 
 def render(
@@ -83,7 +89,9 @@ def render(
     _check_sigma(sigma, points.shape[-2])
     _check_peak(peak_value)
     _check_out(out, points, size, background)
-    obstacle = _triton_obstacle(points, visible, sigma, style)
+    obstacle = None
+    if backend or points.is_cuda:  # elsewhere nobody asks for Triton
+        obstacle = _triton_obstacle(points, visible, sigma, style)
     if obstacle and backend == "triton":
         raise ValueError(f"backend must not be 'triton' {obstacle}")
     match choose(backend, points, kernels=() if obstacle else ("triton",)):
@@ -119,103 +127,193 @@ def render_reference(
     """`render` in plain torch: every style is a product of a row and a column profile."""
     import torch
 
-    if points.ndim == 3:
-        points, visible = points[:, None], visible[:, None]
-    points = points.to(torch.float32)
-    drawn = torch.isfinite(points).all(dim=-1)
-    points = torch.where(drawn[..., None], points, 0.0)
-    spread = torch.as_tensor(sigma, dtype=torch.float32, device=points.device)
-    spread = spread.expand(points.shape[-2])
-    sound = torch.isfinite(spread) & (spread > 0)
-    spread = torch.where(sound, spread, 1.0)
-    weight = torch.nan_to_num(visible.to(torch.float32)).clamp(0.0, 1.0)
-    height = weight * (drawn & sound) * peak_value
+    points, (h, w), shared = points.float(), size, points.ndim == 4
+    scale = _scale(sigma, size, style, points.device)
+    columns, rows = _profiles(points, size, scale, style)
+    height = visible.float().nan_to_num().clamp(0.0, 1.0)
+    if peak_value != 1.0:
+        height = height * peak_value
+    rows = rows * height.unsqueeze(-1)
+    alone = not (shared or background)  # the product may be made where the result belongs
+    target = out if alone and out is not None and _takes(out, rows) else None
 
-    h, w = size
-    columns = _profile(points[..., 0], w, spread, style)  # [N, P, K, w]
-    rows = _profile(points[..., 1], h, spread, style) * height[..., None]  # [N, P, K, h]
+    def draw(points: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        maps = torch.mul(rows.unsqueeze(-1), columns.unsqueeze(-2), out=target)
+        if style == "caffe":  # the one support that is round
+            maps = torch.where(_caffe_support(points, size, scale), maps, 0.0)
+        return maps
 
-    def draw(person: int) -> Tensor:
-        one = rows[:, person, :, :, None] * columns[:, person, :, None, :]
-        # the one support that is round
-        return one * _caffe_support(points[:, person], size, spread) if style == "caffe" else one
-
-    join = torch.maximum if people == "max" else torch.add
-    empty = points.new_zeros((points.shape[0], points.shape[2], h, w))
-    maps = functools.reduce(join, map(draw, range(points.shape[1]))) if points.shape[1] else empty
-    if people == "sum-clamped":
-        maps = maps.clamp(max=peak_value)
+    if not shared:
+        maps = draw(points, rows, columns)
+    elif points.shape[1] == 0:
+        maps = rows.new_zeros((len(points), points.shape[2], h, w))
+    else:
+        join = torch.maximum if people == "max" else torch.add
+        each = (part.unbind(1) for part in (points, rows, columns))
+        maps = functools.reduce(join, map(draw, *each))
+        if people == "sum-clamped":
+            maps = maps.clamp(max=peak_value)
     if background:
         rest = (peak_value - maps.amax(dim=1, keepdim=True)).clamp(min=0.0)
         maps = torch.cat((maps, rest), dim=1)
-    return maps if out is None else out.copy_(maps)
+    return maps if out is None or maps is out else out.copy_(maps)
 
 
-def _profile(centre: Tensor, cells: int, sigma: Tensor, style: str) -> Tensor:
-    """Values of one axis: centre [N, P, K], sigma [K] -> [N, P, K, cells], peak 1."""
+def _takes(out: Tensor, rows: Tensor) -> bool:
+    """Whether a product with `rows` may be written into `out` as it is made."""
+    return out.dtype is rows.dtype and not rows.requires_grad
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """What follows from sigma, style and size alone, for [1] or all [K] joints.
+
+    Where sigma is not positive and finite the limits are NaN, within which nothing lies.
+
+    Attributes:
+        grid: [max(h, w)], 0, 1, 2, ...
+        far: [K, 1], FAR.
+        slope: [K, 1, 1], -1 / (2 sigma^2 ln 2), for the exponential of base 2: that of base e takes
+            ten times as long where the result is next to 0, as most of a profile is.
+        low, high: [K, 1] and [K, 2], from where up to below where "exact" draws a joint.
+        window: [K, 1, 1], cells from c that a window reaches.
+        support: [K, 1, 1], the highest |p - m|^2 that "caffe" draws.
+        tables: [K, w, w] and [K, h, h], the profiles of "megvii"; none for the other styles.
+    """
+
+    grid: Tensor
+    far: Tensor
+    slope: Tensor
+    low: Tensor
+    high: Tensor
+    window: Tensor
+    support: Tensor
+    tables: tuple[Tensor, ...]
+
+
+def _scale(
+    sigma: float | Tensor, size: tuple[int, int], style: str, device: torch.device
+) -> _Scale:
     import torch
 
-    grid = torch.arange(cells, dtype=torch.float32, device=centre.device)
-    nearest = torch.floor(centre + 0.5)
-    if style == "megvii":
-        return megvii_profile(nearest, cells, sigma)
-    window = torch.floor(3.0 * sigma)
-    if style == "hourglass":
-        sigma = 0.25 * (2.0 * window + 1.0)
-    middle = nearest if style in ("msra", "hourglass") else centre
-    profile = torch.exp(-0.5 * ((grid - middle[..., None]) / sigma[:, None]) ** 2)
-    if style == "exact":
-        reach = 3.0 * sigma
-        near = (centre >= -reach - 1.0) & (centre < cells + reach)
-        return profile * near[..., None]
-    if style == "caffe":
-        return profile
-    return profile * ((grid - nearest[..., None]).abs() <= window[:, None])
+    if isinstance(sigma, (int, float)) and not _is_traced():
+        return _scale_of_number(float(sigma), *size, style, device)
+    return _make_scale(torch.as_tensor(sigma, dtype=torch.float32, device=device), size, style)
 
 
-def _caffe_support(points: Tensor, size: tuple[int, int], sigma: Tensor) -> Tensor:
-    """Where the exponent is small enough: points [N, K, 2] -> [N, K, h, w] of bool."""
+@functools.lru_cache(maxsize=64)  # to make these takes as long as to draw a person
+def _scale_of_number(sigma: float, h: int, w: int, style: str, device: torch.device) -> _Scale:
+    import torch
+
+    with torch.inference_mode(False), torch.no_grad():  # for calls in any mode
+        return _make_scale(
+            torch.as_tensor(sigma, dtype=torch.float32, device=device), (h, w), style
+        )
+
+
+def _make_scale(sigma: Tensor, size: tuple[int, int], style: str) -> _Scale:
     import torch
 
     h, w = size
-    dx = torch.arange(w, device=points.device) - points[..., 0, None]
-    dy = torch.arange(h, device=points.device) - points[..., 1, None]
-    square = dy[..., :, None] ** 2 + dx[..., None, :] ** 2
-    return square / (2.0 * sigma[:, None, None] ** 2) <= CAFFE_CUT
+    sigma = sigma.reshape(-1, 1)
+    spread = torch.where(torch.isfinite(sigma) & (sigma > 0), sigma, math.nan)
+    reach = 3.0 * spread
+    window = torch.floor(reach)
+    deviation = 0.25 * (2.0 * window + 1.0) if style == "hourglass" else spread
+    # Beyond these bounds no map changes, but the square would not be finite.
+    deviation = torch.nan_to_num(deviation, nan=1.0).clamp(1e-18, 1e15)
+    tables: tuple[Tensor, ...] = ()
+    if style == "megvii":
+        sigmas = spread[:, 0].tolist()
+        across, down = (megvii_tables(sigmas, cells) for cells in (w, h))
+        tables = torch.tensor(across, device=sigma.device), torch.tensor(down, device=sigma.device)
+    return _Scale(
+        grid=torch.arange(max(h, w), dtype=torch.float32, device=sigma.device),
+        far=torch.full_like(sigma, FAR),
+        slope=(-0.5 / math.log(2.0) / (deviation * deviation))[..., None],
+        low=-reach - 1.0,
+        high=torch.cat((w + reach, h + reach), dim=1),
+        window=window[..., None],
+        support=(2.0 * CAFFE_CUT * spread * spread)[..., None],
+        tables=tables,
+    )
 
 
-def megvii_profile(nearest: Tensor, cells: int, sigma: Tensor) -> Tensor:
-    """A blurred delta per axis: nearest [..., K], sigma [K] -> [..., K, cells], highest value 1.
+def _profiles(
+    points: Tensor, size: tuple[int, int], scale: _Scale, style: str
+) -> tuple[Tensor, Tensor]:
+    """Values along x [..., K, w] and along y [..., K, h] of points [..., K, 2], peak 1."""
+    if style == "exact":
+        near = (points >= scale.low) & (points < scale.high)
+        centre = points.where(near, scale.far).unsqueeze(-1)
+    else:
+        centre = points.nan_to_num(FAR, FAR, -FAR).unsqueeze(-1)
+    if style == "megvii":
+        cell = (centre[..., 0] + 0.5).floor()
+        across, down = map(_look_up, scale.tables, cell.unbind(-1))
+        return across, down
+    if style in ("exact", "caffe"):
+        distance = scale.grid - centre
+        values = (distance * distance * scale.slope).exp2()
+    else:
+        cells = scale.grid - (centre + 0.5).floor()
+        distance = scale.grid - centre if style == "udp" else cells
+        values = (distance * distance * scale.slope).exp2()
+        values = values.where(cells.abs() <= scale.window, 0.0)
+    across, down = values.unbind(-2)
+    return across.narrow(-1, 0, size[1]), down.narrow(-1, 0, size[0])
+
+
+def _look_up(tables: Tensor, cell: Tensor) -> Tensor:
+    """Rows of tables [1 or K, cells, cells] at cell [..., K]: [..., K, cells], 0 outside."""
+    import torch
+
+    joint = torch.arange(cell.shape[-1], device=cell.device).clamp(max=len(tables) - 1)
+    inside = (cell >= 0) & (cell < tables.shape[2])
+    return tables[joint, torch.where(inside, cell, 0.0).long()] * inside[..., None]
+
+
+def _caffe_support(points: Tensor, size: tuple[int, int], scale: _Scale) -> Tensor:
+    """Cells near enough to points [N, K, 2]: [N, K, h, w] of bool."""
+    h, w = size
+    distance = scale.grid - points[..., None]
+    square = distance * distance
+    return square[..., 1, :h, None] + square[..., 0, None, :w] <= scale.support
+
+
+def megvii_tables(sigmas: Iterable[float], cells: int) -> npt.NDArray[np.float32]:
+    """Profiles of "megvii" for each sigma and each cell that a joint may be in, highest value 1.
+
+    Returns:
+        [sigmas, cells, cells]; 0 for a sigma that is not positive and finite.
+    """
+    return np.stack([_megvii_table(sigma, cells) for sigma in sigmas])
+
+
+@functools.lru_cache(maxsize=64)
+def _megvii_table(sigma: float, cells: int) -> npt.NDArray[np.float32]:
+    """[cells, cells], a blurred delta in each row.
 
     A border mirrored without repeating the edge adds two deltas, at -c and 2 (cells - 1) - c.
     """
-    import torch
+    if not 0 < sigma < math.inf:
+        return np.zeros((cells, cells), np.float32)
+    kernel = np.array(_megvii_kernel(sigma), np.float32)
+    radius = len(kernel) // 2
+    if radius >= cells:
+        raise ValueError(
+            f"size must be above {radius} cells for megvii's kernel of {len(kernel)}, got {cells}"
+        )
+    grid = np.arange(cells)
+    centre = grid[:, None]
 
-    grid = torch.arange(cells, device=nearest.device)
-    profiles = []
-    for joint, width in enumerate(sigma.tolist()):
-        kernel = torch.tensor(_megvii_kernel(width), device=nearest.device)
-        radius = len(kernel) // 2
-        if radius >= cells:
-            raise ValueError(
-                f"size must be above {radius} cells for megvii's kernel of {len(kernel)}, "
-                f"got {cells}"
-            )
-        centre = nearest[..., joint, None].long()
+    def tap(distance: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        return np.where(abs(distance) <= radius, kernel.take(distance + radius, mode="clip"), 0)
 
-        def tap(distance: Tensor, kernel: Tensor = kernel, radius: int = radius) -> Tensor:
-            value = kernel[(distance + radius).clamp(0, 2 * radius)]
-            return value * (distance.abs() <= radius)
-
-        profile = tap(grid - centre)
-        profile = profile + tap(grid + centre) * (centre != 0)
-        profile = profile + tap(2 * (cells - 1) - centre - grid) * (centre != cells - 1)
-        inside = (centre >= 0) & (centre < cells)
-        profile = profile * inside
-        profiles.append(profile / profile.amax(dim=-1, keepdim=True).clamp(min=1e-12))
-    if not profiles:
-        return nearest.new_zeros((*nearest.shape, cells))
-    return torch.stack(profiles, dim=-2)
+    table = tap(grid - centre)
+    table += tap(grid + centre) * (centre != 0)
+    table += tap(2 * (cells - 1) - centre - grid) * (centre != cells - 1)
+    return table / table.max(axis=1, keepdims=True)
 
 
 @functools.lru_cache(maxsize=32)
@@ -234,16 +332,16 @@ def _check(points: Tensor, visible: Tensor, size: tuple[int, int], style: str, p
     for name, value in (("points", points), ("visible", visible)):
         if not isinstance(value, torch.Tensor):
             raise ValueError(f"{name} must be a torch tensor, got {type(value).__name__}")
-    shape = list(points.shape)
+    shape = points.shape
     fits = len(shape) in (3, 4) and shape[-1] == 2 and shape[-2] >= 1
     if not fits or not points.is_floating_point():
         raise ValueError(
             "points must be [N, K, 2] or [N, P, K, 2], K at least 1, and floating, "
-            f"got {shape} {points.dtype}"
+            f"got {list(shape)} {points.dtype}"
         )
-    if visible.shape != points.shape[:-1] or visible.device != points.device:
+    if visible.shape != shape[:-1] or visible.device != points.device:
         raise ValueError(
-            f"visible must be {list(points.shape[:-1])} on {points.device} like points, "
+            f"visible must be {list(shape[:-1])} on {points.device} like points, "
             f"got {list(visible.shape)} on {visible.device}"
         )
     if len(size) != 2 or min(size) < 1:
@@ -263,11 +361,17 @@ def _triton_obstacle(
     tensors = [value for value in (points, visible, sigma) if isinstance(value, torch.Tensor)]
     if torch.is_grad_enabled() and any(value.requires_grad for value in tensors):
         return "for arguments that require a gradient, which only the reference carries"
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if _is_traced():
         return "in what torch traces, which is to be of its own operations"
     if style == "megvii" and isinstance(sigma, torch.Tensor) and sigma.is_cuda:
         return "for megvii with sigma on a CUDA device: its tables need the values on the host"
     return None
+
+
+def _is_traced() -> bool:
+    import torch
+
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def _check_peak(peak_value: float) -> None:
@@ -290,13 +394,11 @@ def _check_sigma(sigma: float | Tensor, joints: int) -> None:
         raise ValueError(f"sigma must be positive and finite, got {values.tolist()}")
 
 
-def _check_out(
-    out: torch.Tensor | None, points: Tensor, size: tuple[int, int], background: bool
-) -> None:
+def _check_out(out: Tensor | None, points: Tensor, size: tuple[int, int], background: bool) -> None:
+    if out is None:
+        return
     shape = [points.shape[0], points.shape[-2] + int(background), *size]
-    if out is not None and (
-        list(out.shape) != shape or out.device != points.device or not out.is_floating_point()
-    ):
+    if list(out.shape) != shape or out.device != points.device or not out.is_floating_point():
         raise ValueError(
             f"out must be {shape}, floating, on {points.device}, "
             f"got {list(out.shape)} {out.dtype} on {out.device}"

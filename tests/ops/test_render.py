@@ -142,6 +142,44 @@ def test_out_is_written_in_place(dtype):
     assert torch.equal(out, render(points, visible, SIZE, sigma=2.0, background=True).to(dtype))
 
 
+@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize("style", STYLES)
+def test_out_of_any_strides_and_with_a_gradient(style, background):
+    points, visible = scene(4, (2, 3), SIZE)
+    arguments = {"sigma": 2.0, "style": style, "background": background}
+    expected = render(points, visible, SIZE, **arguments)
+    out = torch.full((2, *SIZE, 3 + background), math.nan).permute(0, 3, 1, 2)
+    assert render(points, visible, SIZE, out=out, **arguments) is out
+    assert torch.equal(out, expected)
+    visible.requires_grad_()
+    out = torch.full_like(expected, math.nan)
+    assert render(points, visible, SIZE, out=out, **arguments) is out
+    assert torch.equal(out, expected)
+    assert out.requires_grad
+
+
+def test_constants_serve_calls_in_any_mode():
+    points, visible = scene(6, (1, 3), SIZE)
+
+    def draw(points, visible):
+        return render(points, visible, SIZE, sigma=1.37)  # which no other test draws
+
+    class Layer(torch.nn.Module):
+        def forward(self, points, visible):
+            return draw(points, visible)
+
+    traced = torch.export.export(Layer(), (points, visible), strict=False).module()
+    with torch.inference_mode():
+        first = draw(points, visible)
+    points.requires_grad_()
+    maps = draw(points, visible)
+    maps.square().sum().backward()
+    assert torch.isfinite(points.grad).all()
+    assert (points.grad != 0).any()
+    assert torch.equal(maps, first)
+    assert torch.equal(traced(points.detach(), visible), first)
+
+
 @pytest.mark.parametrize("shape", [(0, 3), (0, 2, 3), (2, 0, 3)])
 def test_nobody(shape):
     for style in STYLES:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import triton
 import triton.language as tl
 
-from fastpose.ops.render import CAFFE_CUT, STYLES, megvii_profile
+from fastpose.ops.render import CAFFE_CUT, STYLES, megvii_tables
 from fastpose.ops.triton.aot import OPTIONS, Instance
 
 if TYPE_CHECKING:
@@ -245,9 +245,7 @@ def _table(sigmas: tuple[float, ...], cells: int, device: torch.device) -> Tenso
     """Profiles of "megvii" for each sigma and cell of the joint: [sigmas, cells, cells]."""
     import torch
 
-    nearest = torch.arange(cells, dtype=torch.float32)[:, None].expand(cells, len(sigmas))
-    profiles = megvii_profile(nearest, cells, torch.tensor(sigmas))  # [cells, sigmas, cells]
-    return profiles.transpose(0, 1).contiguous().to(device)
+    return torch.tensor(megvii_tables(sigmas, cells), device=device)
 
 
 def instances() -> list[Instance]:
