@@ -136,7 +136,7 @@ void bind_warp_maps(uintptr_t data, const std::string& type, Sides strides,
     const auto maps = make_maps<const From>(data, strides, shape[0], shape[1], shape[2]);
     const bool vector = !swap_rb && reads_vectors(maps);
     const dim3 grid =
-        maps_grid(windows, maps.channels, vector ? kGroupOf<From, true> : kStridedGroup);
+        checked_grid(windows, maps.channels, vector ? kGroupOf<From, true> : kStridedGroup);
     for_type(out_type, [&](auto other) {
       using To = decltype(other);
       const auto kernel = vector ? warp_maps<From, To, true> : warp_maps<From, To, false>;

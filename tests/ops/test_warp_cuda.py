@@ -512,6 +512,25 @@ def test_the_compiled_part_imports_without_a_driver():
         )  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["warp_maps", "scatter_maps"])
+def test_maps_too_large_to_count_their_threads_are_refused(name):
+    cuda = pytest.importorskip("fastpose._C_cuda", reason="built without nvcc")
+    common = {
+        "strides": (1, 1, 1, 1), "affines": 0, "source": 0, "areas": 0, "sources": 1, "count": 0,
+        "area": 1, "scale": 0, "swap_rb": False, "stream": 0,
+    }  # fmt: skip
+    match name:
+        case "warp_maps":
+            common |= {"data": 0, "maps_type": "float32", "border": 0.0, "out": 0, "shift": 0}
+            common |= {"out_type": "float16", "channels_last": False}
+        case _:
+            grad = {"grad": 0, "grad_type": "float32", "grad_strides": (1, 1, 1, 1)}
+            common |= {**grad, "total": 0}
+    for channels, size in ((8, (1 << 15, 1 << 15)), (4, (1 << 15, 1 << 16))):
+        with pytest.raises(ValueError, match=r"size times channels must be below 2\^31"):
+            getattr(cuda, name)(shape=(channels, 9, 9), size=size, **common)
+
+
 def on_device(array):
     tensor = array if isinstance(array, torch.Tensor) else torch.from_numpy(np.asarray(array))
     return tensor.cuda()
