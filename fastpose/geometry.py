@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -125,47 +126,74 @@ def boxes_to_affines(
     boxes = np.asarray(boxes, np.float64)
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise ValueError(f"boxes must be [N, 4], got {list(boxes.shape)}")
+    if not isinstance(padding, (int, float, tuple)):
+        padding = tuple(np.ravel(padding).tolist())
+    height, width = size
+    choices = (height, width), padding, aspect, convention
+    if isinstance(rotation, (int, float)) and isinstance(flip, (bool, int)):
+        per_pixel, layout = _plan_of_numbers(*choices, rotation, flip)
+    else:
+        for name, value in (("rotation", rotation), ("flip", flip)):
+            if np.shape(value) not in ((), (len(boxes),)):
+                came = list(np.shape(value))
+                raise ValueError(f"{name} must be one value or [{len(boxes)}], got {came}")
+        per_pixel, layout = _plan(*choices, rotation, flip)
+    # For a few people this takes as long as numpy's calls, so there are few: what is NaN makes its
+    # whole row NaN in both products. A box has the same bits alone and among others.
+    measures = np.where(np.isfinite(boxes), boxes, np.nan) @ _MEASURES
+    sides = measures[:, :2]
+    sides *= per_pixel
+    sides[sides <= 0] = np.nan
+    if aspect == "fit":
+        sides[:] = np.maximum.reduce(sides, axis=1, keepdims=True)
+    parts = sides[:, :, None] * layout
+    affines: Doubles = parts[:, 0] + parts[:, 1]
+    affines[:, 2::3] += measures[:, 2:]
+    return affines.reshape(-1, 2, 3)
+
+
+# (x0, y0, x1, y1) -> width, height and centre
+_MEASURES = np.array(((-1, 0, 0.5, 0), (0, -1, 0, 0.5), (1, 0, 0.5, 0), (0, 1, 0, 0.5)))
+
+
+def _plan(
+    size: tuple[int, int],
+    padding: float | tuple[float, ...],
+    aspect: str,
+    convention: str,
+    rotation: float | npt.NDArray[np.floating],
+    flip: bool | npt.NDArray[np.bool_],
+) -> tuple[Doubles, Doubles]:
+    """How `boxes_to_affines` gets from a box to its window.
+
+    Returns:
+        [2] source pixels per window pixel, along x and y, for each pixel of the box's width and
+        height; and [2, 6] or [N, 2, 6], of which these are the weights in the sum that is, with the
+        box's centre, the affine.
+    """
     if aspect not in ("fit", "stretch"):
         raise ValueError(f"aspect must be fit or stretch, got {aspect!r}")
-    if isinstance(padding, (int, float)):
-        pad_x, pad_y = padding, padding
-    else:
-        pad_x, pad_y = np.broadcast_to(padding, 2).tolist()
+    pad_x, pad_y = np.broadcast_to(padding, 2).tolist()
     if not (0 < pad_x < np.inf and 0 < pad_y < np.inf):
         raise ValueError(f"padding must be positive and finite, got {padding}")
-    for name, value in (("rotation", rotation), ("flip", flip)):
-        if not isinstance(value, (int, float)) and np.shape(value) not in ((), (len(boxes),)):
-            came = list(np.shape(value))
-            raise ValueError(f"{name} must be one value or [{len(boxes)}], got {came}")
     rule = _rule(convention)
     height, width = size
-    # Boxes come last: numbers and [N] then broadcast alike. For a few people this takes as long as
-    # numpy's calls, so there are few.
-    corners = boxes.T
-    usable = np.isfinite(corners).all(axis=0) & (corners[2:] > corners[:2]).all(axis=0)
-    corners = np.where(usable, corners, np.nan)
-    low, high = corners[:2], corners[2:]
-    across, down = high - low
-    # source pixels per window pixel
-    if aspect == "fit":
-        scale = np.maximum(across * (pad_x / width), down * (pad_y / height))
-        scale_x = scale * (width / (width - rule.shrink))
-        scale_y = scale * (height / (height - rule.shrink))
-    else:
-        scale_x = across * (pad_x / (width - rule.shrink))
-        scale_y = down * (pad_y / (height - rule.shrink))
-    pivot_x: float | Doubles = (width - rule.pivot) / 2
-    pivot_y = (height - rule.pivot) / 2
-    if flip is not False:  # a mirrored window counts its columns from the other end
-        scale_x = np.where(flip, -scale_x, scale_x)
-        pivot_x = np.where(flip, width - 1 - pivot_x, pivot_x)
-    angle = np.deg2rad(rotation)
+    across, scale_y = width / (width - rule.shrink), height / (height - rule.shrink)
+    middle, pivot_y = (width - rule.pivot) / 2, (height - rule.pivot) / 2
+    # a mirrored window counts its columns from the other end
+    scale_x = np.where(flip, -across, across)
+    pivot_x = np.where(flip, width - 1 - middle, middle)
+    angle = np.deg2rad(np.asarray(rotation, np.float64))
     cos, sin = np.cos(angle), np.sin(angle)
-    affines = np.empty((2, 3, len(boxes)))
-    affines[0, 0], affines[0, 1] = cos * scale_x, -sin * scale_y
-    affines[1, 0], affines[1, 1] = sin * scale_x, cos * scale_y
-    affines[:, 2] = (low + high) / 2 - affines[:, 0] * pivot_x - affines[:, 1] * pivot_y
-    return np.ascontiguousarray(affines.transpose(2, 0, 1))
+    layout = np.zeros((*np.broadcast(angle, scale_x).shape, 2, 6))
+    layout[..., 0, 0], layout[..., 0, 3] = cos * scale_x, sin * scale_x
+    layout[..., 1, 1], layout[..., 1, 4] = -sin * scale_y, cos * scale_y
+    layout[..., 0, 2::3] = -layout[..., 0, ::3] * np.expand_dims(pivot_x, -1)
+    layout[..., 1, 2::3] = -layout[..., 1, 1::3] * pivot_y
+    return np.array((pad_x / width, pad_y / height)), layout
+
+
+_plan_of_numbers = functools.lru_cache(maxsize=64)(_plan)  # the same for a network's every frame
 
 
 def compose(outer: Doubles, inner: Doubles) -> Doubles:
