@@ -182,7 +182,7 @@ def test_a_window_that_lies_nowhere_has_no_joints(name: str) -> None:
 def test_cuda_gives_the_cpus_maps(network: nn.Module, small: ModelSpec) -> None:
     image = picture(small, 3)
     expected = predict(network, image)
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         actual = predict(copy.deepcopy(network).cuda(), image.cuda()).cpu()
     assert_results_close(actual, expected, 1e-4, small)
 
