@@ -6,8 +6,10 @@ Everything here also runs on the CPU, without graphs, so that it can be tested w
 from __future__ import annotations
 
 import functools
+import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
@@ -31,6 +33,7 @@ Layout = Mapping[str, tuple[tuple[int, ...], npt.DTypeLike]]
 
 WARM_UP = 3  # runs before a capture: kernels are compiled, algorithms chosen, constants made
 ALIGNMENT = 16  # bytes, of each array of a block
+_CAPTURES = threading.Lock()  # CUDA can hold only one capture of a process at a time
 NOBODY = -1  # source of a window that no frame has
 
 
@@ -106,9 +109,8 @@ class FrameGraphs:
         Raises:
             EngineError: this is closed.
         """
-        spec = self.manifest.spec
         points, scores = self._step(len(source))(frames, source, affines)
-        return as_joints(points, scores, spec)
+        return as_joints(points.copy(), scores.copy(), self.manifest.spec)
 
     def results(self, frames: Sequence[Tensor], source: Indices, affines: Doubles) -> Floats:
         """Cut windows out of frames, and return what the network says of them.
@@ -155,14 +157,15 @@ class _Step:
         self._set_windows([], np.empty(0, np.int64), np.empty((0, 2, 3)))
         h, w = spec.size
         shape = (size, h, w, 3) if engine.layout == "nhwc" else (size, 3, h, w)
-        self._windows = torch.empty(shape, dtype=engine.type, device=device)
+        with torch.inference_mode(False):
+            self._windows = torch.empty(shape, dtype=engine.type, device=device)
         self._found: list[Tensor] = []
         self._replay = capture(self._run, device, pool)
 
     def __call__(
         self, frames: Sequence[Tensor], source: Indices, affines: Doubles
     ) -> list[npt.NDArray[np.float32]]:
-        """Points and scores, or the results, of the first N windows."""
+        """Points and scores, or the results, of the first N windows, valid until the next call."""
         self._set_windows(frames, source, affines)
         self._replay()
         wait(self._engine.device)
@@ -231,8 +234,10 @@ class Block:
             start = -(-end // ALIGNMENT) * ALIGNMENT
             end = start + int(np.prod(shape)) * np.dtype(dtype).itemsize
             places[name] = slice(start, end)
-        self._host = host_tensor((end,), torch.uint8, device).zero_()
-        self._device = torch.zeros(end, dtype=torch.uint8, device=device)
+        self._host = host_tensor((end,), torch.uint8, device)
+        self._host.numpy()[:] = 0
+        with torch.inference_mode(False):
+            self._device = torch.zeros(end, dtype=torch.uint8, device=device)
         for name, (shape, dtype) in layout.items():
             self.host[name] = self._host.numpy()[places[name]].view(dtype).reshape(shape)
             kind = torch.from_numpy(self.host[name]).dtype
@@ -251,7 +256,7 @@ class FrameMemory:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._slots: list[tuple[Tensor, Tensor]] = []
+        self._slots: dict[int, tuple[Tensor, Tensor]] = {}
 
     def upload(self, frames: Sequence[npt.NDArray[np.uint8] | Tensor]) -> list[Tensor]:
         """Frames [H, W, 3] uint8, numpy or on any device, as tensors on this one.
@@ -280,16 +285,13 @@ class FrameMemory:
     def _room(self, slot: int, size: int) -> tuple[Tensor, Tensor]:
         import torch
 
-        while len(self._slots) <= slot:
-            empty = torch.empty(0, dtype=torch.uint8)
-            self._slots.append((empty, empty))
-        if len(self._slots[slot][0]) < size:
-            self._slots[slot] = (
-                host_tensor((size,), torch.uint8, self._device),
-                torch.empty(size, dtype=torch.uint8, device=self._device),
-            )
-        host, device = self._slots[slot]
-        return host[:size], device[:size]
+        room = self._slots.get(slot)
+        if room is None or len(room[0]) < size:
+            host = host_tensor((size,), torch.uint8, self._device)
+            with torch.inference_mode(False):
+                room = host, torch.empty(size, dtype=torch.uint8, device=self._device)
+            self._slots[slot] = room
+        return room[0][:size], room[1][:size]
 
 
 def in_graphs(engine: Engine) -> Engine | FrameGraphs:
@@ -322,6 +324,9 @@ def goes_in_graphs(network: object) -> bool:
 def capture(run: Callable[[], None], device: torch.device, pool: Any = None) -> Callable[[], None]:
     """Run some times, then capture, what enqueues work on the device's current stream.
 
+    One thread captures at a time; others may use the device meanwhile, but none may wait for all of
+    it (`torch.cuda.synchronize`).
+
     Args:
         run: reads and writes the same memory each time; it neither waits nor reads back.
         device: on CUDA the graph's; on any other nothing is captured.
@@ -331,29 +336,47 @@ def capture(run: Callable[[], None], device: torch.device, pool: Any = None) -> 
         Replays the graph on the current stream; on other devices `run` itself.
 
     Raises:
-        EngineError: something in it cannot be captured.
+        EngineError: something in it fails, or cannot be captured. After that torch's own random
+            numbers on CUDA may be out of order for the rest of the process.
     """
     import torch
 
     if device.type != "cuda":
         run()
         return run
-    with torch.cuda.device(device), torch.no_grad():
-        side = _side_stream(device)
-        side.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(side):
-            for _ in range(WARM_UP):
-                run()
-        side.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        try:
-            # other threads may use the device meanwhile: their calls are not ours to forbid
-            with torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode="thread_local"):
-                run()
-        except RuntimeError as error:
-            reason = str(error).partition("\n")[0]
-            raise EngineError(f"the work cannot be captured as a CUDA graph: {reason}") from None
+    current = torch.cuda.current_stream(device)
+    try:
+        # A capture that fails leaves its stream the current one: `current` is put back here.
+        with _CAPTURES, torch.cuda.device(device), torch.cuda.stream(current), _plain(device):
+            return _capture(run, device, pool)
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise EngineError(f"the work cannot be captured as a CUDA graph: {reason}") from None
+
+
+def _capture(run: Callable[[], None], device: torch.device, pool: Any) -> Callable[[], None]:
+    import torch
+
+    side = _side_stream(device)
+    side.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(side):
+        for _ in range(WARM_UP):
+            run()
+    side.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    # other threads may use the device meanwhile: their calls are not ours to forbid
+    with torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode="thread_local"):
+        run()
     return graph.replay
+
+
+@contextmanager
+def _plain(device: torch.device) -> Iterator[None]:
+    """Whatever modes the caller is in: a graph would keep them for good."""
+    import torch
+
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
+        yield
 
 
 @functools.lru_cache(maxsize=16)  # libraries keep a workspace for every stream they meet
@@ -374,7 +397,8 @@ def host_tensor(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
     """Memory of the host that `device` can copy from and to while the host goes on."""
     import torch
 
-    return torch.empty(shape, dtype=dtype, pin_memory=device.type == "cuda")
+    with torch.inference_mode(False):  # it is written outside of that, too
+        return torch.empty(shape, dtype=dtype, device="cpu", pin_memory=device.type == "cuda")
 
 
 def wait(device: torch.device) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,8 @@ from fastpose.engines.manifest import Manifest, file_hash
 from fastpose.errors import BackendError, EngineError
 from fastpose.models import create, create_detector
 from fastpose.models.spec import DetectorSpec
+
+_SETTINGS = threading.RLock()  # of cuDNN, which are the process's
 
 TYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 
@@ -188,25 +191,43 @@ def run_module(name: str, module: torch.nn.Module, given: torch.Tensor) -> Any:
         EngineError: torch failed; the text has its reason.
     """
     try:
-        with torch.inference_mode(), _algorithms(given.device):
+        with _computing(given.device):
             return module(given)
     except RuntimeError as error:
         raise EngineError(f"{name}: torch: {cause(error)}") from None
 
 
 @contextmanager
+def _computing(device: torch.device) -> Iterator[None]:
+    """As the engine says, whatever modes of torch its caller is in."""
+    no_autocast = torch.autocast(device.type, enabled=False)
+    with torch.inference_mode(), no_autocast, _algorithms(device):
+        yield
+
+
+@contextmanager
 def _algorithms(device: torch.device) -> Iterator[None]:
-    """cuDNN tries its algorithms, without tf32: 10 bits of mantissa are no f32."""
+    """Algorithms of cuDNN that were tried, and none with tf32: 10 bits of mantissa are no f32."""
     if device.type != "cuda":
         yield
         return
-    cudnn = torch.backends.cudnn
-    before = cudnn.benchmark, cudnn.allow_tf32
-    cudnn.benchmark, cudnn.allow_tf32 = True, False
-    try:
-        yield
-    finally:
-        cudnn.benchmark, cudnn.allow_tf32 = before
+    cudnn: Any = torch.backends.cudnn
+    with _SETTINGS:
+        setting: tuple[Any, str, Any] = cudnn, "allow_tf32", False
+        try:
+            allowed = cudnn.allow_tf32
+        except RuntimeError:  # somebody has used what replaces it since torch 2.9
+            setting = cudnn.conv, "fp32_precision", "ieee"
+            allowed = cudnn.conv.fp32_precision
+        owner, name, exact = setting
+        benchmark = cudnn.benchmark
+        try:
+            cudnn.benchmark = True
+            setattr(owner, name, exact)
+            yield
+        finally:
+            cudnn.benchmark = benchmark
+            setattr(owner, name, allowed)
 
 
 def _precision_found(module: torch.nn.Module) -> str:
@@ -220,9 +241,16 @@ def _device(name: str) -> torch.device:
         device = torch.device("cpu" if name == "auto" else name)
     except RuntimeError:
         raise BackendError(f"torch has no device {name!r}; it has: cpu, cuda") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if device.type != "cuda":
+        return device
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count == 0:
         raise BackendError("torch has no device 'cuda' on this machine; it has: cpu")
-    return device
+    # a device without a number is whichever is current each time
+    index = torch.cuda.current_device() if device.index is None else device.index
+    if index >= count:
+        raise BackendError(f"torch has no device {name!r}; it has: cpu, cuda:0 to cuda:{count - 1}")
+    return torch.device("cuda", index)
 
 
 def _offered(device: torch.device) -> tuple[str, ...]:
