@@ -316,7 +316,9 @@ def centre_map(size: tuple[int, int], device: torch.device | None = None) -> Ten
     not cut the Gaussian off.
     """
     h, w = size
-    middle = torch.tensor([[[w / 2 - 1, h / 2 - 1]]], device=device)
+    # made where it is used: a CUDA graph cannot hold a copy from the host
+    x, y = (torch.full((1, 1), side / 2 - 1, device=device) for side in (w, h))
+    middle = torch.stack((x, y), dim=-1)
     seen = torch.ones(1, 1, device=device)
     return ops.render(middle, seen, size, sigma=CENTRE_SIGMA, style="exact")
 
