@@ -108,7 +108,7 @@ def _usable(name: str, device: str) -> bool:
         case "cpp":
             return device == "cpu" and _has("fastpose._C")
         case "cuda":
-            return device == "cuda" and _has("fastpose._C_cuda")
+            return device == "cuda" and _cuda_runs()
         case "triton":
             return (device == "cuda" or _interpreted()) and _has("torch") and _triton_loads()
         case _:
@@ -123,6 +123,11 @@ def _is_fast(name: str, device: str) -> bool:
 def _missing(device: str, kernels: tuple[str, ...]) -> str:
     if device == "cuda" and "triton" in kernels:
         return "triton is not installed, or does not load"
+    if device == "cuda" and "cuda" in kernels:
+        return (
+            "fastpose._C_cuda is not built (that takes nvcc, when fastpose is installed), or the "
+            "driver is too old for it"
+        )
     if device != "cpu":
         return f"there is no kernel for {device}"
     # Python that is started in a checkout takes the package from there, installed or not.
@@ -145,13 +150,22 @@ def _triton_loads() -> bool:
 
 
 @functools.cache
+def _cuda_runs() -> bool:
+    try:
+        from fastpose import _C_cuda
+    except ImportError:
+        return False
+    return _C_cuda.device_count() > 0  # none for a driver that is older than the compiler
+
+
+@functools.cache
 def _has(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
 
 def gpu_kernels() -> dict[str, bool]:
-    """Which kernels for CUDA are installed, by the ops that they are for."""
-    return {"warp": _has("fastpose._C_cuda"), "decode, render, propagate": _has("triton")}
+    """Which kernels for CUDA can run here, by the ops that they are for."""
+    return {"warp": _cuda_runs(), "decode, render, propagate": _triton_loads()}
 
 
 def cpu_kernels() -> tuple[str, int]:
