@@ -201,7 +201,9 @@ def _scale(
     return _make_scale(torch.as_tensor(sigma, dtype=torch.float32, device=device), size, style)
 
 
-@functools.lru_cache(maxsize=64)  # to make these takes as long as to draw a person
+# To make these takes as long as to draw a person. Nothing is dropped: a captured graph knows it by
+# its address, and a program uses but a few.
+@functools.cache
 def _scale_of_number(sigma: float, h: int, w: int, style: str, device: torch.device) -> _Scale:
     import torch
 

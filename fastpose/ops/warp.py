@@ -389,8 +389,17 @@ def nv12_to_bgr(frames: torch.Tensor, matrix: str) -> torch.Tensor:
     chroma = frames[:, height:].reshape(-1, height // 2, width // 2, 2).float() - 128
     chroma = chroma.repeat_interleave(2, 1).repeat_interleave(2, 2)
     yuv = torch.stack((luma, chroma[..., 0], chroma[..., 1]), dim=1)
-    weights = torch.tensor(MATRICES[matrix], device=frames.device)
+    weights = _nv12_weights(matrix, frames.device)
     return torch.einsum("cd,tdhw->tchw", weights, yuv).clamp(0, 255)
+
+
+@functools.cache  # a graph capture may not copy from the host, and a graph knows it by its address
+def _nv12_weights(matrix: str, device: torch.device) -> torch.Tensor:
+    """[3, 3] float32, a row for each of B, G and R."""
+    import torch
+
+    with torch.inference_mode(False):  # for calls in any mode
+        return torch.tensor(MATRICES[matrix], device=device)
 
 
 def _by_reference(
