@@ -8,7 +8,7 @@ import numpy as np
 
 from fastpose import _C
 from fastpose._C import best_isa, get_num_threads, set_num_threads
-from fastpose.ops.choose import Array
+from fastpose.ops.choose import Array, type_name
 from fastpose.ops.warp import FrameTable
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def warp(
 
 def _memory(array: Array) -> np.ndarray:
     """As `as_numpy`; bfloat16, which numpy lacks, as its bits."""
-    if isinstance(array, np.ndarray) or str(array.dtype) != "torch.bfloat16":
+    if isinstance(array, np.ndarray) or type_name(array) != "bfloat16":
         return as_numpy(array)
     import torch
 
@@ -118,11 +118,12 @@ def decode(
 
 def _stages(maps: Array, stages: str) -> np.ndarray:
     """[(S,) N, K, h, w] -> the stages that count, [S, N, K, h, w], contiguous."""
-    if maps.ndim == 4:
-        maps = maps[None]
+    memory = _memory(maps)  # first, because torch takes ten times as long for a view as numpy
+    if memory.ndim == 4:
+        memory = memory[None]
     elif stages == "last":
-        maps = maps[-1:]
-    return np.ascontiguousarray(_memory(maps))
+        memory = memory[-1:]
+    return np.ascontiguousarray(memory)
 
 
 def decode_simcc(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -130,12 +130,21 @@ def decode(
         ValueError: an argument is not as above.
         BackendError: `backend` was named and cannot run here.
     """
-    _check_maps(heatmaps)
+    check_array("heatmaps", heatmaps)
     pairs = tuple(map(tuple, flip_pairs)) if flip_pairs else ()
     options = _options(
-        method, sigma, stages, pairs, heatmaps.shape[-3], flip_shift, peaks, peak_value
+        heatmaps.shape,
+        heatmaps.dtype,
+        method,
+        sigma,
+        stages,
+        pairs,
+        flip_shift,
+        peaks,
+        peak_value,
     )
-    _check_companions(heatmaps, flipped, flip_pairs, affines)
+    if flipped is not None or affines is not None:
+        _check_companions(heatmaps, flipped, flip_pairs, affines)
     check_stream(stream, "heatmaps", heatmaps)
     match choose(backend, heatmaps, kernels=("cpp", "triton"), reference="numpy"):
         case "cpp":
@@ -150,21 +159,23 @@ def decode(
         case _:
             with on_stream(stream, heatmaps):
                 points, scores = decode_reference(heatmaps, flipped, affines, options)
-    return (points, scores) if peaks > 1 else (points[:, :, 0], scores[:, :, 0])
+    return (points, scores) if peaks > 1 else (points.squeeze(2), scores.squeeze(2))
 
 
-@functools.lru_cache(maxsize=64)  # to check and to make them takes as long as to decode a person
+@functools.lru_cache(maxsize=256)  # to check and make them takes as long as to decode a person
 def _options(
+    shape: tuple[int, ...],
+    dtype: Hashable,
     method: str,
     sigma: float,
     stages: str,
     flip_pairs: tuple[tuple[int, ...], ...],
-    joints: int,
     flip_shift: int,
     peaks: int,
     peak_value: float,
 ) -> DecodeOptions:
-    """Check the choices that `decode` was given."""
+    """Check the maps and the choices that `decode` was given."""
+    _check_maps(shape, dtype)
     _check_choices(method, stages, flip_shift, peaks, sigma, peak_value)
     return DecodeOptions(
         method=method,
@@ -172,7 +183,7 @@ def _options(
         flip_shift=int(flip_shift),
         peaks=int(peaks),
         peak_value=float(peak_value),
-        partner=mirror_partners(flip_pairs, joints),
+        partner=mirror_partners(flip_pairs, shape[-3]),
         taps=blur_taps(CPN_RADIUS if method == "cpn" else blur_radius(sigma)),
     )
 
@@ -417,16 +428,14 @@ def mirror_partners(pairs: Sequence[Sequence[int]], joints: int) -> npt.NDArray[
     return partner
 
 
-def _check_maps(heatmaps: Array) -> None:
-    check_array("heatmaps", heatmaps)
-    shape = heatmaps.shape
+def _check_maps(shape: tuple[int, ...], dtype: Hashable) -> None:
     if len(shape) not in (4, 5) or min(shape[-2:]) < 1 or (len(shape) == 5 and shape[0] < 1):
         raise ValueError(
             "heatmaps must be [N, K, h, w] or [S, N, K, h, w] with at least one cell and stage, "
             f"got {list(shape)}"
         )
-    if type_name(heatmaps) not in TYPES:
-        raise ValueError(f"heatmaps must be {', '.join(TYPES)}, got {heatmaps.dtype}")
+    if str(dtype).removeprefix("torch.") not in TYPES:
+        raise ValueError(f"heatmaps must be {', '.join(TYPES)}, got {dtype}")
 
 
 def _check_choices(
