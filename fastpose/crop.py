@@ -124,8 +124,8 @@ def crop_affines(
 
 def sample_counts(affines: Doubles) -> npt.NDArray[np.int64]:
     """[N] samples per axis for each window, from how much it shrinks its source."""
-    xu, xv, yu, yv = affines[:, :, :2].astype(np.float64).reshape(-1, 4).T
-    shrink = np.sqrt(np.abs(xu * yv - xv * yu))
+    x, y = np.asarray(affines, np.float64).transpose(1, 0, 2)
+    shrink = np.sqrt(np.abs(x[:, 0] * y[:, 1] - x[:, 1] * y[:, 0]))
     # fmax and fmin take the other number in place of a NaN
     return np.fmin(np.fmax(np.rint(shrink), 1), MAX_AREA).astype(np.int64)
 

@@ -189,12 +189,12 @@ def warp(
     if name == "reference":
         with on_stream(stream, model):
             return _by_reference(stack, model, affines, source, areas, out, dtype, options)
-    run = functools.partial(_by_kernel, name, model, out, dtype, options, stream)
     if _needs_gradient(model):
         from fastpose.ops.scatter import warp_with_gradient
 
+        run = functools.partial(_by_kernel, name, model, out, dtype, options, stream)
         return warp_with_gradient(stack, affines, source, areas, options, run)
-    return run(stack, affines, source, areas)
+    return _by_kernel(name, model, out, dtype, options, stream, stack, affines, source, areas)
 
 
 def frame_rows(frames: Sequence[Array], layout: str = "hwc") -> npt.NDArray[np.int64]:
@@ -569,8 +569,14 @@ def _check_frames(
         _check_sequence(frames, layout)
         return frames, frames[0]
     check_array("frames", frames)
-    shape = list(frames.shape)
-    _check_type("frames", frames, layout)
+    _check_stack(frames.shape, type_name(frames), layout)
+    return frames[None] if frames.ndim == 3 and layout == "hwc" else frames, frames
+
+
+@functools.lru_cache(maxsize=64)  # a video's frames are alike
+def _check_stack(shape: tuple[int, ...], kind: str, layout: str) -> None:
+    """Frames that are one array of that shape and type."""
+    _check_type("frames", kind, layout)
     match layout:
         case "hwc":
             expected = "[H >= 1, W >= 1, 3] or [T, H >= 1, W >= 1, 3]"
@@ -582,8 +588,7 @@ def _check_frames(
             expected = "[T, C >= 1, H >= 1, W >= 1]"
             fits = len(shape) == 4 and min(shape[1:]) >= 1
     if not fits:
-        raise ValueError(f"frames of layout {layout!r} must be {expected}, got {shape}")
-    return frames[None] if layout == "hwc" and len(shape) == 3 else frames, frames
+        raise ValueError(f"frames of layout {layout!r} must be {expected}, got {list(shape)}")
 
 
 def _check_sequence(frames: Sequence[Array], layout: str) -> None:
@@ -594,7 +599,7 @@ def _check_sequence(frames: Sequence[Array], layout: str) -> None:
     for i, frame in enumerate(frames):
         name = f"frames[{i}]"
         check_array(name, frame)
-        _check_type(name, frame, layout)
+        _check_type(name, type_name(frame), layout)
         first = _place(frames[0])
         if _place(frame) != first:
             raise ValueError(f"{name} must be {first} as the first is, got {_place(frame)}")
@@ -625,10 +630,10 @@ def _check_table(table: FrameTable, layout: str, out: Array | None) -> Array:
     return out
 
 
-def _check_type(name: str, frames: Array, layout: str) -> None:
-    if type_name(frames) not in LAYOUTS[layout]:
+def _check_type(name: str, kind: str, layout: str) -> None:
+    if kind not in LAYOUTS[layout]:
         types = " or ".join(LAYOUTS[layout])
-        raise ValueError(f"{name} of layout {layout!r} must be {types}, got {type_name(frames)}")
+        raise ValueError(f"{name} of layout {layout!r} must be {types}, got {kind}")
 
 
 def _check_size(size: tuple[int, int]) -> tuple[int, int]:
