@@ -1,5 +1,6 @@
 """A machine with a GPU may have little else, and no time for a slip: what runs there, run here."""
 
+import importlib
 import json
 import os
 import re
@@ -94,3 +95,36 @@ def test_the_stages_fit_the_time():
     shares = re.findall(r"^ *(?:stage|program) [\w-]+ (\d+)", SCRIPT.read_text(), re.MULTILINE)
     assert len(shares) >= 9
     assert sum(map(int, shares)) <= SECONDS
+
+
+FOUND = "echo Invalid __global__ read of size 4 bytes; echo ERROR SUMMARY: 5 errors"
+CLEAN = "echo ERROR SUMMARY: 0 errors; echo RACECHECK SUMMARY: 0 hazards displayed '(0 errors)'"
+
+
+@pytest.mark.parametrize(
+    ("planted", "others", "status", "verdict"),
+    [
+        (FOUND, CLEAN, 0, "clean"),
+        (FOUND, f"{CLEAN}; exit 1", 1, "clean, but the calls failed with status 1"),
+        (FOUND, "echo ERROR SUMMARY: 2 errors; exit 9", 1, "2 errors"),
+        (FOUND, "exit 1", 1, "no verdict: no output"),
+        ("echo Device not supported; exit 1", CLEAN, 3, "no verdict: clean, by a tool"),
+        (CLEAN, CLEAN, 3, "no verdict: clean, by a tool"),
+        ("echo ERROR SUMMARY: 1 error", "echo ERROR SUMMARY: 1 error", 3, "no verdict: 1 errors"),
+    ],
+    ids=["clean", "failed calls", "errors", "silent", "refused", "blind", "errors of its own"],
+)
+def test_a_sanitizer_that_misses_the_planted_error_counts_as_absent(
+    planted, others, status, verdict, tmp_path, monkeypatch
+):
+    tool = tmp_path / "compute-sanitizer"
+    tool.write_text(f'#!/bin/sh\ncase "$*" in *planted) {planted} ;; *) {others} ;; esac\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.syspath_prepend(ROOT / "benchmarks" / "gpu")
+    sanitize = importlib.import_module("sanitize")
+    assert sanitize.watch_all(tmp_path / "gpu.json") == status
+    entries = json.loads((tmp_path / "gpu.json").read_text())["sanitizer"]
+    assert [entry["part"] for entry in entries] == ["planted", *sanitize.PARTS, *sanitize.PARTS]
+    assert entries[1]["tool"] == "memcheck"
+    assert entries[1]["verdict"].startswith(verdict)
