@@ -87,8 +87,29 @@ def test_a_dry_run_gives_no_figure(document):
         figures = {key for key, value in row.items() if isinstance(value, int | float)}
         assert figures <= kept
         for peer in row.get("peers", {}).values():
-            assert peer == {"us": None, "ratio": None}
+            assert peer == {"us": None, "ratio": None, "timed": None}
         assert set(row["met"].values()) <= {None}
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "met", "said"),
+    [
+        ("graph", "", True, "conv 4.0x (3 ok)"),
+        ("clock", "", True, "conv 4.0x (3 ok)"),
+        ("eager", "it copies", None, "conv 4.0x eager (3)"),
+    ],
+)
+def test_a_peer_that_was_not_captured_decides_nothing(how, error, met, said, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks" / "gpu")
+    timing, report = map(importlib.import_module, ("timing", "report"))
+    peer = timing.describe_peer(timing.Replay(print, 1, how, error, [8.0]), 2.0)
+    assert peer == {"us": 8.0, "ratio": 4.0, "timed": how} | ({"error": error} if error else {})
+    row = {"op": "warp", "case": "N=1", "status": "ok", "us": 2.0, "spread": 0.0}
+    row |= {"peers": {"conv": peer, "other": timing.describe_peer("it fails", 2.0)}}
+    row |= {"limits": {"conv": 3.0, "other": 3.0}}
+    row["met"] = {key: timing.meets(key, row, limit) for key, limit in row["limits"].items()}
+    assert row["met"] == {"conv": met, "other": None}
+    assert report.describe(row) == f"warp N=1 2.00 us {said} other failed (3)"
 
 
 def test_the_stages_fit_the_time():

@@ -163,7 +163,8 @@ def describe(row: Mapping[str, Any]) -> str:
         words.append(f"host +{row['host_us']:.0f} us")
     for name, peer in row.get("peers", {}).items():
         ratio = peer.get("ratio")
-        words.append(against(name, f"{name} {ratio:.1f}x" if ratio else f"{name} failed"))
+        how = " eager" if peer.get("timed") == "eager" else ""
+        words.append(against(name, f"{name} {ratio:.1f}x{how}" if ratio else f"{name} failed"))
     return " ".join(words)
 
 

@@ -221,7 +221,7 @@ class Bench:
         row: dict[str, Any] = {"op": op, "case": case, "status": "ok", **details, "limits": limits}
         try:
             row |= compute()
-            row["met"] = {key: _meets(key, row, limit) for key, limit in limits.items()}
+            row["met"] = {key: meets(key, row, limit) for key, limit in limits.items()}
         except WrongResultError as error:
             row |= {"status": "wrong", "error": str(error)[:MESSAGE], "us": None}
         except Exception as error:
@@ -254,12 +254,7 @@ class Bench:
         if mine.error:  # a launcher that cannot be captured is of no use to a graph
             row |= {"status": "failed", "error": f"not captured: {mine.error}"}
         row |= self._against_ceilings(work, mine.us)
-        row["peers"] = {
-            name: {"us": round(other.us, 2), "ratio": round(other.us / mine.us, 2)}
-            if isinstance(other, Replay)
-            else {"error": other}
-            for name, other in others.items()
-        }
+        row["peers"] = {name: describe_peer(other, mine.us) for name, other in others.items()}
         return row
 
     def _against_ceilings(self, work: Work, us: float) -> dict[str, float | None]:
@@ -323,11 +318,12 @@ class Bench:
             for i in range(launches):
                 kept[i % sets] = call(i % sets)
 
-        graph = torch.cuda.CUDAGraph()
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         try:
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 run()
         except RuntimeError as error:
+            torch.cuda.set_stream(stream)  # a capture that fails leaves its own behind
             torch.cuda.synchronize()  # raises if the device is lost, too
             run()
             return Replay(run, launches, "eager", first_line(error))
@@ -424,6 +420,32 @@ def node_limits(people: int, **limits: float) -> dict[str, float]:
     return {"us": NODE_US} if people <= FEW else limits
 
 
+def describe_peer(peer: Replay | str, us: float) -> dict[str, Any]:
+    """Its time, held against ours, and how that was taken; only "error" if there is none.
+
+    "graph" is as ours; "clock" is the host's, copies included; "eager" is one launch after another,
+    with "error" that tells why no graph could be captured.
+    """
+    if isinstance(peer, str):
+        return {"error": peer}
+    found = {"us": round(peer.us, 2), "ratio": round(peer.us / us, 2), "timed": peer.how}
+    return found | ({"error": peer.error} if peer.error else {})
+
+
+def meets(key: str, row: Mapping[str, Any], limit: float) -> bool | None:
+    """Whether a row meets a target; None where nothing can be said.
+
+    So it is of a peer in eager mode, most of whose time may be the host's.
+    """
+    if key in row.get("peers", ()):
+        peer = row["peers"][key]
+        return peer["ratio"] >= limit if peer.get("timed") in ("graph", "clock") else None
+    value = row.get(key)
+    if value is None:
+        return None
+    return value >= limit if key == "share_of_matmul" else value <= limit
+
+
 def events() -> tuple[torch.cuda.Event, torch.cuda.Event]:
     """Two marks of the device's clock."""
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -458,16 +480,6 @@ def _time_on_host(replay: Replay) -> None:
         replay.times.append(1e6 * (time.perf_counter() - begin))
 
 
-def _meets(key: str, row: Mapping[str, Any], limit: float) -> bool | None:
-    if key in row.get("peers", ()):
-        ratio = row["peers"][key].get("ratio")
-        return None if ratio is None else ratio >= limit
-    value = row.get(key)
-    if value is None:
-        return None
-    return value >= limit if key == "share_of_matmul" else value <= limit
-
-
 def _without_figures(row: Mapping[str, Any]) -> dict[str, Any]:
     """What a dry run may say: that everything was computed, and how far off it was."""
     measured = (
@@ -477,10 +489,7 @@ def _without_figures(row: Mapping[str, Any]) -> dict[str, Any]:
     kept = {key: None if key in measured else value for key, value in row.items()}
     kept["us"] = None
     if "peers" in row:
-        kept["peers"] = {
-            name: {"error": peer["error"]} if "error" in peer else {"us": None, "ratio": None}
-            for name, peer in row["peers"].items()
-        }
+        kept["peers"] = {name: {"us": None, "ratio": None, "timed": None} for name in row["peers"]}
     if "met" in row:
         kept["met"] = dict.fromkeys(row["met"])
     return kept
