@@ -42,18 +42,21 @@ class Case:
     dtype: str
     mixed: bool = False
     table: bool = False
+    out_layout: str = "nchw"
 
     @property
     def name(self) -> str:
         area = "area 1-4" if self.mixed else "area 1"
-        return f"{self.layout} {self.dtype} {area}{' table' if self.table else ''}"
+        form = " nhwc" if self.out_layout == "nhwc" else ""
+        return f"{self.layout} {self.dtype}{form} {area}{' table' if self.table else ''}"
 
 
 CASES = [
     Case("hwc", "float16"),
     Case("hwc", "float32"),
+    Case("hwc", "float16", out_layout="nhwc"),
     Case("hwc", "float16", mixed=True),
-    Case("hwc", "float16", mixed=True, table=True),  # as the graph of a frame's step calls it
+    Case("hwc", "float16", True, True, "nhwc"),  # as the graph of a frame's step calls it
     Case("nv12", "float16"),
 ]
 
@@ -129,8 +132,9 @@ def measure_frames(bench: Bench, case: Case, people: int, frames: torch.Tensor) 
         read = touched_bytes(exact, areas, size, frame, 3)
     sets = min(len(frames), bench.sets(read + written))
     affines = torch.from_numpy(exact).float().to(bench.device)
-    out = torch.empty(sets, people, 3, *size, dtype=dtype, device=bench.device)
-    options = {"mean": MEAN, "std": STD, "layout": case.layout}
+    shape = (*size, 3) if case.out_layout == "nhwc" else (3, *size)
+    out = torch.empty(sets, people, *shape, dtype=dtype, device=bench.device)
+    options = {"mean": MEAN, "std": STD, "layout": case.layout, "out_layout": case.out_layout}
     if case.mixed:
         options["area"] = torch.from_numpy(areas).int().to(bench.device)
 
@@ -168,6 +172,7 @@ def measure_frames(bench: Bench, case: Case, people: int, frames: torch.Tensor) 
         ),
         people=people,
         layout=case.layout,
+        out_layout=case.out_layout,
         dtype=case.dtype,
         areas=sorted(set(areas.tolist())),
     )
