@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 Indices = npt.NDArray[np.int64]
 Layout = Mapping[str, tuple[tuple[int, ...], npt.DTypeLike]]
 
+LEAST_CAPABILITY = (8, 0)  # of a GPU, for which kernels are compiled
 WARM_UP = 3  # runs before a capture: kernels are compiled, algorithms chosen, constants made
 ALIGNMENT = 16  # bytes, of each array of a block
 _CAPTURES = threading.Lock()  # CUDA can hold only one capture of a process at a time
@@ -306,19 +307,26 @@ def in_graphs(engine: Engine) -> Engine | FrameGraphs:
 def goes_in_graphs(network: object) -> bool:
     """Whether it enqueues work on CUDA, and the kernels are there for what goes round it.
 
-    Where some are missing, a warning names them: all but the network then stays on the host.
+    Where some are missing, a warning says why: all but the network then stays on the host.
     """
     place = getattr(network, "device", None)
     if place is None or place.type != "cuda":
         return False
-    missing = [names for names, there in gpu_kernels().items() if not there]
-    if missing:
-        warnings.warn(
-            f"the kernels for {' and '.join(missing)} on CUDA are not installed (the first need "
-            "nvcc when fastpose is installed, the others Triton): only the network runs there",
-            stacklevel=4,
-        )
-    return not missing
+    reasons = [reason for reason in (*gpu_kernels().values(), _too_old(place)) if reason]
+    if reasons:
+        text = "; ".join(reasons)
+        warnings.warn(f"only the network runs on CUDA: {text}", stacklevel=4)
+    return not reasons
+
+
+def _too_old(device: torch.device) -> str:
+    """Why the device is none that the kernels are compiled for; "" if it is."""
+    import torch
+
+    found = torch.cuda.get_device_capability(device)
+    if found >= LEAST_CAPABILITY:
+        return ""
+    return f"{device} is of compute capability {found[0]}.{found[1]}, the kernels need 8.0"
 
 
 def capture(run: Callable[[], None], device: torch.device, pool: Any = None) -> Callable[[], None]:

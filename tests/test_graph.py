@@ -238,12 +238,17 @@ def test_only_what_runs_on_cuda_is_put_in_graphs():
     assert in_graphs(host) is host
 
 
-@pytest.mark.parametrize("missing", ["warp", "decode, render, propagate"])
+@pytest.mark.parametrize("missing", ["warp", "decode, render, propagate", "capability"])
 def test_without_kernels_only_the_network_runs_on_cuda(monkeypatch, missing):
-    found = {"warp": True, "decode, render, propagate": True, missing: False}
+    found = {"warp": "", "decode, render, propagate": "", missing: "nobody built them"}
+    if missing == "capability":
+        del found[missing]
+    capability = (7, 5) if missing == "capability" else (9, 0)
     monkeypatch.setattr("fastpose.graph.gpu_kernels", lambda: found)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     engine = SimpleNamespace(device=torch.device("cuda"))
-    with pytest.warns(UserWarning, match=f"kernels for {missing} on CUDA are not installed"):
+    reason = "nobody built them" if missing in found else r"capability 7\.5, the kernels need 8\.0"
+    with pytest.warns(UserWarning, match=f"only the network runs on CUDA: .*{reason}"):
         assert in_graphs(engine) is engine
 
 

@@ -18,7 +18,6 @@ PACKAGES = (
     ("torch", "torch", "engine, training, building engines"),
     ("triton", "torch", "kernels on CUDA: decode, render, propagate"),
     ("onnx", "torch", "building engines"),
-    ("tensorrt", "tensorrt", "not used in this release"),
     ("av", "video", "H.264 video, time stamps"),
     ("pyarrow", "data", "--save parquet"),
 )
@@ -36,6 +35,7 @@ def run(args: argparse.Namespace) -> int:
         "packages": [_package(*row) for row in PACKAGES],
         "openvino": _guarded(_openvino),
         "cuda": _guarded(_cuda),
+        "cuda_kernels": _guarded(_cuda_kernels),
         "default_model": _guarded(_default_model),
     }
     if args.json:
@@ -93,17 +93,23 @@ def _openvino() -> dict[str, Any]:
 
 
 def _cuda() -> dict[str, Any]:
-    from fastpose.ops.choose import gpu_kernels
-
     try:
         torch = import_module("torch")
     except ModuleNotFoundError:
         return {"works": False, "why": "not looked for: torch is not installed"}
     if not torch.cuda.is_available():
         return {"works": False, "why": "torch finds no CUDA device"}
-    missing = [ops for ops, there in gpu_kernels().items() if not there]
-    state = f"missing for {', '.join(missing)}: that part runs on the CPU" if missing else "all"
-    return {"works": True, "device": torch.cuda.get_device_name(), "kernels": state}
+    return {"works": True, "device": torch.cuda.get_device_name()}
+
+
+def _cuda_kernels() -> dict[str, Any]:
+    from fastpose.ops.choose import gpu_kernels
+
+    reasons = {ops: reason for ops, reason in gpu_kernels().items() if reason}
+    if not reasons:
+        return {"works": True}
+    why = "; ".join(f"{ops}: {reason}" for ops, reason in reasons.items())
+    return {"works": False, "why": f"{why} (without them only a network runs on CUDA)"}
 
 
 def _default_model() -> dict[str, Any]:
@@ -144,7 +150,7 @@ def _value(key: str, value: Any) -> str:
 def _print(report: dict[str, Any]) -> None:
     machine = report["machine"]
     print(f"Python {machine['python']} on {machine['system']}")
-    for title in ("kernels", "openvino", "cuda", "default_model"):
+    for title in ("kernels", "openvino", "cuda", "cuda_kernels", "default_model"):
         values = dict(report[title])
         state = "ok" if values.pop("works") else "no"
         rest = ", ".join(_value(key, value) for key, value in values.items())

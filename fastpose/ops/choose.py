@@ -20,6 +20,9 @@ from fastpose.errors import BackendError
 if TYPE_CHECKING:
     import torch
 
+DEVICES = {"cpp": "cpu", "cuda": "cuda", "triton": "cuda"}
+"""For the arrays of which device a kernel is."""
+
 Array: TypeAlias = "np.ndarray | torch.Tensor"
 """What an op accepts and returns: a numpy array (host) or a torch tensor."""
 
@@ -84,35 +87,54 @@ def choose(
     """
     device = device_kind(array)
     if backend is not None:
-        usable = [name for name in kernels if _usable(name, device)]
-        if _has(reference):
-            usable.append("reference")
-        if backend not in usable:
-            options = ", ".join(usable) or "none"
-            raise BackendError(f"backend {backend!r} cannot run on {device}; usable: {options}")
+        _check_named(backend, device, kernels, reference)
         return backend
     for name in kernels:  # the first ends the search: to look for all takes as long as a kernel
-        if _is_fast(name, device) and _usable(name, device):
+        if _is_fast(name, device) and not _obstacle(name, device):
             return name
+    expected = next((name for name in kernels if DEVICES[name] == device), None)
+    missing = _obstacle(expected, device) if expected else f"there is no kernel for {device}"
     if not _has(reference):
-        raise BackendError(
-            f"{_missing(device, kernels)}, and {reference} is not installed for the reference"
-        )
-    if kernels and (device == "cuda" or "cpp" in kernels):
-        warnings.warn(f"{_missing(device, kernels)}: using the {reference} reference", stacklevel=3)
+        raise BackendError(f"{missing}, and {reference} is not installed for the reference")
+    if expected or (kernels and device == "cuda"):
+        warnings.warn(f"{missing}: using the {reference} reference", stacklevel=3)
     return "reference"
 
 
-def _usable(name: str, device: str) -> bool:
+def _check_named(backend: str, device: str, kernels: tuple[str, ...], reference: str) -> None:
+    """Raise BackendError unless the backend can run there."""
+    if backend not in (*DEVICES, "reference"):
+        known = ", ".join((*kernels, "reference"))
+        raise BackendError(f"there is no backend {backend!r}; there are: {known}")
+    usable = [name for name in kernels if not _obstacle(name, device)]
+    if _has(reference):
+        usable.append("reference")
+    if backend in usable:
+        return
+    if backend == "reference":
+        reason = f"{reference} is not installed"
+    elif backend not in kernels:
+        reason = "there is no such kernel for this"
+    else:
+        reason = _obstacle(backend, device)
+    options = ", ".join(usable) or "none"
+    raise BackendError(f"backend {backend!r} cannot run on {device}; usable: {options} ({reason})")
+
+
+def _obstacle(name: str, device: str) -> str:
+    """Why a kernel cannot run on arrays of a device; "" where it can."""
+    if name == "triton" and device == "cpu":
+        needs = "Triton needs CUDA, or its interpreter: TRITON_INTERPRET=1"
+        return _without_triton() if os.environ.get("TRITON_INTERPRET") == "1" else needs
+    if DEVICES[name] != device:
+        return f"{name} is for {DEVICES[name]}"
     match name:
         case "cpp":
-            return device == "cpu" and _has("fastpose._C")
+            return "" if _has("fastpose._C") else _not_built()
         case "cuda":
-            return device == "cuda" and _cuda_runs()
-        case "triton":
-            return (device == "cuda" or _interpreted()) and _has("torch") and _triton_loads()
+            return _without_cuda()
         case _:
-            return False
+            return _without_triton()
 
 
 def _is_fast(name: str, device: str) -> bool:
@@ -120,23 +142,16 @@ def _is_fast(name: str, device: str) -> bool:
     return name != "triton" or device == "cuda"
 
 
-def _missing(device: str, kernels: tuple[str, ...]) -> str:
-    if device == "cuda" and "triton" in kernels:
-        return "triton is not installed, or does not load"
-    if device == "cuda" and "cuda" in kernels:
-        return (
-            "fastpose._C_cuda is not built (that takes nvcc, when fastpose is installed), or the "
-            "driver is too old for it"
-        )
-    if device != "cpu":
-        return f"there is no kernel for {device}"
+def _not_built() -> str:
     # Python that is started in a checkout takes the package from there, installed or not.
     folder = Path(__file__).parents[1]
     return f"fastpose._C is not built in {folder} (pip install -e . does, in a checkout)"
 
 
-def _interpreted() -> bool:
-    return os.environ.get("TRITON_INTERPRET") == "1"
+def _without_triton() -> str:
+    if not _has("torch"):
+        return "torch is not installed"
+    return "" if _triton_loads() else "triton is not installed, or does not load"
 
 
 @functools.cache
@@ -150,12 +165,14 @@ def _triton_loads() -> bool:
 
 
 @functools.cache
-def _cuda_runs() -> bool:
+def _without_cuda() -> str:
     try:
-        from fastpose import _C_cuda
+        compiled = importlib.import_module("fastpose._C_cuda")
     except ImportError:
-        return False
-    return _C_cuda.device_count() > 0  # none for a driver that is older than the compiler
+        return "fastpose._C_cuda is not built: that takes nvcc when fastpose is installed"
+    if compiled.device_count() == 0:
+        return "fastpose._C_cuda is built, and sees no GPU, or a driver that is too old for it"
+    return ""
 
 
 @functools.cache
@@ -163,9 +180,9 @@ def _has(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
 
-def gpu_kernels() -> dict[str, bool]:
-    """Which kernels for CUDA can run here, by the ops that they are for."""
-    return {"warp": _cuda_runs(), "decode, render, propagate": _triton_loads()}
+def gpu_kernels() -> dict[str, str]:
+    """Why kernels for CUDA cannot run here, by the ops that they are for; "" where they can."""
+    return {"warp": _without_cuda(), "decode, render, propagate": _without_triton()}
 
 
 def cpu_kernels() -> tuple[str, int]:

@@ -84,3 +84,31 @@ def test_triton_is_the_kernel_on_cuda_and_by_name_where_it_is_interpreted(monkey
     monkeypatch.delenv("TRITON_INTERPRET")
     with pytest.raises(BackendError, match="'triton' cannot run on cpu"):
         dispatch.choose("triton", MAPS, ("triton",))
+
+
+def test_an_error_says_why():
+    for name, why in (
+        ("cuda", "there is no such kernel for this"),
+        ("triton", "Triton needs CUDA, or its interpreter: TRITON_INTERPRET=1"),
+    ):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.delenv("TRITON_INTERPRET", raising=False)
+            with pytest.raises(BackendError, match=f"usable: cpp, reference \\({why}\\)"):
+                decode(MAPS, backend=name)
+    with pytest.raises(BackendError, match="no backend 'cpu'; there are: cpp, triton, reference"):
+        decode(MAPS, backend="cpu")
+
+
+def test_what_keeps_kernels_for_cuda_from_running_is_told(monkeypatch):
+    look = dispatch._without_cuda.__wrapped__
+    compiled = types.SimpleNamespace(device_count=lambda: 0)
+    monkeypatch.setattr(dispatch.importlib, "import_module", lambda name: compiled)
+    assert "sees no GPU, or a driver that is too old" in look()
+    compiled.device_count = lambda: 1
+    assert look() == ""
+
+    def fail(name):
+        raise ImportError(name)
+
+    monkeypatch.setattr(dispatch.importlib, "import_module", fail)
+    assert "is not built: that takes nvcc" in look()
