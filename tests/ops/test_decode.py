@@ -60,6 +60,11 @@ def kernel(request, monkeypatch):
     return on_backend(*request.param, monkeypatch)
 
 
+@pytest.fixture(params=CPP)
+def cpp_kernel(request, monkeypatch):
+    return on_backend(*request.param, monkeypatch)
+
+
 @pytest.fixture(params=[*CPP, *(TRITON if ON_CUDA else [])])
 def fast_kernel(request, monkeypatch):
     """As `kernel`, but for so many maps that the interpreter would take minutes."""
@@ -392,8 +397,11 @@ def make(kind, shape):
     [(2, 3, 64, 48), (1, 2, 33, 70), (1, 2, 3, 3), (2, 2, 1, 7), (1, 3, 1, 1), (0, 4, 5, 5)],
     ids=str,
 )
-def test_kernel_equals_reference(fast_kernel, method, kind, shape):
-    maps = make(kind, shape)
+def test_kernel_equals_reference(cpp_kernel, method, kind, shape):
+    check_merged_and_several_peaks(cpp_kernel, method, make(kind, shape))
+
+
+def check_merged_and_several_peaks(kernel, method, maps):
     flipped = maps[:, :, ::-1].copy()
     for peaks in (1,) if method == "cpn" else (1, 3):
         for companion in (None, flipped):
@@ -404,7 +412,7 @@ def test_kernel_equals_reference(fast_kernel, method, kind, shape):
                 "flip_pairs": [(0, 1)],
                 "flip_shift": 1,
             }
-            expected, actual = reference(maps, **arguments), fast_kernel(maps, **arguments)
+            expected, actual = reference(maps, **arguments), kernel(maps, **arguments)
             # A step on a map without a clear peak may be long: its last digits are relative.
             np.testing.assert_allclose(actual[0], expected[0], atol=TOLERANCE, rtol=1e-5)
             np.testing.assert_array_equal(actual[1], expected[1])
@@ -424,6 +432,12 @@ def test_triton_equals_reference(triton_kernel, method, shape):
         expected, actual = reference(maps, **arguments), triton_kernel(maps, **arguments)
         np.testing.assert_allclose(actual[0], expected[0], atol=TOLERANCE, rtol=1e-5)
         np.testing.assert_array_equal(actual[1], expected[1])
+
+
+def test_nobody_in_triton(triton_kernel):
+    points, scores = triton_kernel(np.zeros((0, 4, 5, 5), np.float32))
+    assert points.shape == (0, 4, 2)
+    assert scores.shape == (0, 4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
@@ -592,7 +606,15 @@ def test_the_copy_to_the_host_waits_for_the_given_stream():
     assert points.tolist() == [[[20, 31]]]
 
 
-# On a GPU
+# On a GPU: of what a kernel is compiled for, few combinations, since each takes half a second
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", ["noise", "signed", "flat", "ties", "gaussians"])
+def test_maps_of_the_usual_size_on_a_gpu(monkeypatch, method, kind):
+    run = on_backend("triton", "cuda", monkeypatch)
+    check_merged_and_several_peaks(run, method, make(kind, (2, 3, 64, 48)))
 
 
 @pytest.mark.gpu
@@ -600,7 +622,6 @@ def test_the_copy_to_the_host_waits_for_the_given_stream():
 @pytest.mark.parametrize(
     ("dtype", "layout"),
     [
-        (torch.float32, torch.contiguous_format),
         (torch.bfloat16, torch.contiguous_format),
         (torch.float16, torch.channels_last),
     ],

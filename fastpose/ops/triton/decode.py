@@ -721,7 +721,7 @@ def plan(
     loads = max(1, min(_LOADS // reads, triton.cdiv(cells, block)))
     constants: dict[str, Any] = {
         "METHOD": options.method,
-        "MERGE": (stages, options.stages == "mean" and stages > 1, flip, options.flip_shift),
+        "MERGE": (stages, options.stages == "mean" and stages > 1, flip, flip * options.flip_shift),
         "PEAKS": options.peaks,
         "PEAK_VALUE": float(options.peak_value),
         "RADIUS": radius,
