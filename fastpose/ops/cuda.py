@@ -7,11 +7,11 @@ device is made there once; a first call before the capture does that.
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, Any
 
 from fastpose import _C_cuda
 from fastpose.ops.choose import Array, on_stream, type_name
+from fastpose.ops.constants import device_constant
 from fastpose.ops.warp import MATRICES, FrameTable, WarpOptions
 
 if TYPE_CHECKING:
@@ -169,11 +169,9 @@ def _scale_shift(options: WarpOptions, device: torch.device) -> tuple[int, int]:
     return scale.data_ptr(), shift.data_ptr()
 
 
-@functools.cache  # nothing is dropped: a captured graph knows it by its address
+@device_constant
 def _constant(values: bytes, device: torch.device) -> torch.Tensor:
     """Float32 values on the device."""
     import torch
 
-    constant = torch.frombuffer(bytearray(values), dtype=torch.float32).to(device)
-    torch.cuda.current_stream(device).synchronize()  # other streams will read it as well
-    return constant
+    return torch.frombuffer(bytearray(values), dtype=torch.float32).to(device)

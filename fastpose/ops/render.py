@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastpose.ops.choose import choose
+from fastpose.ops.constants import device_constant
 
 if TYPE_CHECKING:
     import torch
@@ -201,9 +202,7 @@ def _scale(
     return _make_scale(torch.as_tensor(sigma, dtype=torch.float32, device=device), size, style)
 
 
-# To make these takes as long as to draw a person. Nothing is dropped: a captured graph knows it by
-# its address, and a program uses but a few.
-@functools.cache
+@device_constant  # to make these takes as long as to draw a person
 def _scale_of_number(sigma: float, h: int, w: int, style: str, device: torch.device) -> _Scale:
     import torch
 

@@ -21,6 +21,7 @@ from fastpose.ops.choose import (
     on_stream,
     type_name,
 )
+from fastpose.ops.constants import device_constant
 
 if TYPE_CHECKING:
     import torch
@@ -393,7 +394,7 @@ def nv12_to_bgr(frames: torch.Tensor, matrix: str) -> torch.Tensor:
     return torch.einsum("cd,tdhw->tchw", weights, yuv).clamp(0, 255)
 
 
-@functools.cache  # a graph capture may not copy from the host, and a graph knows it by its address
+@device_constant
 def _nv12_weights(matrix: str, device: torch.device) -> torch.Tensor:
     """[3, 3] float32, a row for each of B, G and R."""
     import torch

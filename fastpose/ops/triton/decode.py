@@ -12,7 +12,6 @@ multiplications a map, and the blurs are products of small matrices for the floa
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ import torch
 import triton
 import triton.language as tl
 
+from fastpose.ops.constants import device_constant
 from fastpose.ops.decode import (
     CPN_RADIUS,
     FLAT,
@@ -739,16 +739,12 @@ def _most_registers(*, flip: bool) -> int | None:
     return 168 if flip else None
 
 
-# Copied once: a graph capture may not copy from the host. Nothing is dropped, either: a captured
-# graph knows it by its address. A program uses but a few.
-
-
-@functools.cache
+@device_constant
 def _taps(radius: int, device: torch.device) -> torch.Tensor:
     return torch.tensor(blur_taps(radius), device=device)
 
 
-@functools.cache
+@device_constant
 def _partners(partners: tuple[int, ...], device: torch.device) -> torch.Tensor:
     return torch.tensor(partners, dtype=torch.int32, device=device)
 

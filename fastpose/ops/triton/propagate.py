@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 from torch.autograd.function import once_differentiable
 
+from fastpose.ops.constants import device_constant
 from fastpose.ops.propagate import Edge, propagate_reference, schedule
 from fastpose.ops.triton.aot import OPTIONS, Instance
 
@@ -429,9 +430,7 @@ class _Plan(NamedTuple):
     widest: int
 
 
-# Copied once: a graph capture may not copy from the host. Nothing is dropped, either: a captured
-# graph knows it by its address. A program uses but a few trees.
-@functools.cache
+@device_constant
 def _plan(parents: tuple[int, ...], direction: str, device: torch.device) -> _Plan:
     steps = schedule(parents, direction)
     both = direction == "both"

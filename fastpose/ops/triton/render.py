@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import TYPE_CHECKING, Any
 
 import triton
 import triton.language as tl
 
+from fastpose.ops.constants import device_constant
 from fastpose.ops.render import CAFFE_CUT, STYLES, megvii_tables
 from fastpose.ops.triton.aot import OPTIONS, Instance
 
@@ -230,18 +230,14 @@ def _constants(
     return values[0], sigmas, across, down
 
 
-# What a launch reads besides its arguments is copied once: a graph capture may not copy. Nothing is
-# dropped, either: a captured graph knows it by its address. A program uses but a few.
-
-
-@functools.cache
+@device_constant
 def _sigmas(values: tuple[float, ...], device: torch.device) -> Tensor:
     import torch
 
     return torch.tensor(values, device=device)
 
 
-@functools.cache
+@device_constant
 def _table(sigmas: tuple[float, ...], cells: int, device: torch.device) -> Tensor:
     """Profiles of "megvii" for each sigma and cell of the joint: [sigmas, cells, cells]."""
     import torch
