@@ -160,7 +160,7 @@ def describe(row: Mapping[str, Any]) -> str:
     if row.get("overhead") is not None:
         words.append(against("overhead", f"overhead {100 * row['overhead']:.1f} %"))
         words.append(f"network {row['network_us']:.0f} eager {row['eager_us']:.0f}")
-        words.append(f"host +{row['host_us']:.0f} us")
+        words.append(f"host +{row['host_us']:.0f} us, opened in {row['open_s']:.1f} s")
     for name, peer in row.get("peers", {}).items():
         ratio = peer.get("ratio")
         how = " eager" if peer.get("timed") == "eager" else ""

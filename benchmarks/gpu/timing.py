@@ -484,7 +484,7 @@ def _without_figures(row: Mapping[str, Any]) -> dict[str, Any]:
     """What a dry run may say: that everything was computed, and how far off it was."""
     measured = (
         "us", "spread", "gb_s", "floor_us", "ratio_to_floor", "tflop_s", "share_of_matmul",
-        "overhead", "network_us", "host_us", "eager_us", "from_host_us",
+        "overhead", "network_us", "host_us", "eager_us", "from_host_us", "open_s",
     )  # fmt: skip
     kept = {key: None if key in measured else value for key, value in row.items()}
     kept["us"] = None
