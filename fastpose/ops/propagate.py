@@ -197,6 +197,8 @@ def _unfit(features: Tensor, kernels: Sequence[Tensor]) -> str:
         return "tensors that are traced"  # the graph shall hold ordinary convolutions
     if features.dtype not in (torch.float16, torch.bfloat16, torch.float32):
         return str(features.dtype)
+    if features.dtype == torch.bfloat16 and features.device.type == "cpu":
+        return "bfloat16 in Triton's interpreter, which multiplies it wrongly"
     side = max(kernel.shape[-1] for kernel in kernels)
     return f"kernels of side {side}" if side > LARGEST_SIDE else ""
 

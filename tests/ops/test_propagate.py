@@ -800,3 +800,13 @@ class TestOnCuda:
             network = network.to("cuda", memory_format=torch.channels_last)
             actual = network.predict(image.cuda())
         assert (actual.cpu() - expected).abs().max() <= 1e-4
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on CUDA the kernel multiplies it")
+def test_the_interpreter_is_not_trusted_with_bfloat16():
+    features, kernel = torch.zeros(1, 2, 16, 3, 3), torch.zeros(1, 16, 16, 3, 3)
+    arguments = [features, [kernel], [torch.zeros(1, 16)]]
+    halved = [features.bfloat16(), [kernel.bfloat16()], [torch.zeros(1, 16).bfloat16()]]
+    propagate(*arguments, (-1, 0), direction="up", backend="reference")
+    with pytest.raises(BackendError, match="bfloat16 in Triton's interpreter"):
+        propagate(*halved, (-1, 0), direction="up", backend="triton")
