@@ -398,6 +398,10 @@ def _check_sigma(sigma: float | Tensor, joints: int) -> None:
 def _check_out(out: Tensor | None, points: Tensor, size: tuple[int, int], background: bool) -> None:
     if out is None:
         return
+    import torch
+
+    if not isinstance(out, torch.Tensor):
+        raise ValueError(f"out must be a torch tensor, got {type(out).__name__}")
     shape = [points.shape[0], points.shape[-2] + int(background), *size]
     if list(out.shape) != shape or out.device != points.device or not out.is_floating_point():
         raise ValueError(

@@ -209,6 +209,7 @@ POINTS = torch.zeros(2, 3, 2)
         ("style must be one of", {"style": "gauss"}),
         ("people must be one of", {"people": "sum"}),
         ("out must be .2, 3, 23, 19.", {"out": torch.zeros(2, 3, 19, 23)}),
+        ("out must be a torch tensor, got ndarray", {"out": np.zeros((2, 3, *SIZE), np.float32)}),
         ("out must be .* floating", {"out": torch.zeros(2, 3, *SIZE, dtype=torch.int32)}),
         ("size must be above 5 cells", {"style": "megvii", "size": (5, 9)}),
     ],
