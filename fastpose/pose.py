@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
@@ -36,9 +36,10 @@ class Pose:
         detector: where people come from: "default" or another of `list_detectors()`, the path of
             an ONNX detector, "none" (the whole frame is one person), or any `Detector`.
         engine: "openvino", "onnxruntime", "torch", or "auto", the fastest that is installed.
-        device: "cpu", or what the engine knows; "auto" chooses.
-        precision: of model and detector: "f32", "bf16", or "auto": bf16 where the machine computes
-            in it and the card of the weights records that it passed against f32, else f32.
+        device: "cpu", "cuda" or "cuda:1" (torch), or what the engine knows; "auto" is the CPU.
+        precision: of model and detector: "f32", "bf16", "f16" (on CUDA), or "auto": bf16 or f16
+            where the machine computes in it and the card of the weights records that it passed
+            against f32, else f32.
         batch: sizes of the batches that the network is compiled for, ascending. More people than
             the largest are split.
         threads: of the CPU for each network; None leaves the number to the runtime. The kernels'
@@ -84,7 +85,10 @@ class Pose:
 
     @property
     def engine(self) -> Engine | FrameGraphs:
-        """The network's engine; its manifest tells model, runtime, precision and device."""
+        """What runs the network: its manifest tells model, runtime, precision and device.
+
+        On CUDA it is in graphs, which take frames, not windows.
+        """
         return self._engine
 
     def __call__(self, frame: Array, *, boxes: npt.NDArray[np.floating] | None = None) -> People:
@@ -92,7 +96,8 @@ class Pose:
 
         Args:
             frame: [H, W, 3] uint8 BGR; grey [H, W] and BGRA [H, W, 4] are converted. On CUDA also a
-                tensor [H, W, 3] there, which is read in place.
+                tensor [H, W, 3] there, which is read in place: it must be ready on torch's current
+                stream, so a decoder with a stream of its own has to be waited for.
             boxes: [N, 4] (x0, y0, x1, y1) in frame pixels, instead of the detector's. The answer
                 then has one row for each box, in this order.
 
@@ -103,7 +108,7 @@ class Pose:
 
     def batch(
         self,
-        frames: Sequence[Array],
+        frames: Iterable[Array],
         *,
         boxes: Sequence[npt.NDArray[np.floating]] | None = None,
     ) -> list[People]:
@@ -112,11 +117,12 @@ class Pose:
         Raises:
             ValueError: as `__call__`; `frames` is one frame, or `boxes` are not as many.
         """
-        if not isinstance(frames, Sequence) and frames.ndim < 4:
-            raise ValueError(f"frames must be several frames, got one array {list(frames.shape)}")
-        if boxes is not None and len(boxes) != len(frames):
-            raise ValueError(f"boxes must have {len(frames)} entries, got {len(boxes)}")
+        shape = getattr(frames, "shape", ())
+        if 0 < len(shape) < 4:
+            raise ValueError(f"frames must be several frames, got one array {list(shape)}")
         images = [_as_frame(frame) for frame in frames]
+        if boxes is not None and len(boxes) != len(images):
+            raise ValueError(f"boxes must have {len(images)} entries, got {len(boxes)}")
         placed = self._place(images)
         if boxes is not None:
             return estimate(placed, [_given(b) for b in boxes], self._engine)

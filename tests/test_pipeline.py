@@ -196,6 +196,12 @@ def test_one_frame_is_no_batch():
         pose_with(Everywhere()).batch(dotted())
 
 
+def test_frames_may_come_from_a_generator():
+    pose = pose_with(Everywhere(box_round(60, 80)))
+    people = pose.batch(dotted((60, 80)) for _ in range(3))
+    assert [len(p) for p in people] == [1, 1, 1]
+
+
 def test_frames_and_boxes_must_be_as_many():
     with pytest.raises(ValueError, match="boxes must have 2 entries, got 1"):
         pose_with(Everywhere()).batch([dotted(), dotted()], boxes=[np.zeros((0, 4))])
