@@ -3,7 +3,8 @@
 Environment:
     FASTPOSE_CUDA: 0 (never), 1 (required) or auto (the default: where nvcc runs).
     FASTPOSE_CUDA_ARCHS: compute capabilities to build for, such as 90 or 80,90; by default those of
-        CUDA_ARCHS that nvcc knows. Other GPUs compile the code of an older one when they load it.
+        CUDA_ARCHS that nvcc knows. GPUs between and above them compile the code of the next older
+        one when they load it; older ones than 8.0 are not supported.
 """
 
 from __future__ import annotations
