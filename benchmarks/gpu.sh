@@ -2,7 +2,7 @@
 # Everything that needs a CUDA machine, within a limit of nine minutes: build the kernels for its
 # GPU, run the tests marked `gpu`, look for bad accesses and races, measure the device, then check
 # and time every kernel and the step of a whole frame. Needs torch with CUDA, triton, nvcc, pytest,
-# pybind11, numpy and OpenCV; no network.
+# pybind11, setuptools, numpy and OpenCV; no network. PYTHON names the Python that has them.
 #
 #   bash benchmarks/gpu.sh --out DIR     writes DIR/gpu.json, DIR/gpu-tests.xml and DIR/gpu.log
 #   bash benchmarks/gpu.sh --dry-run     without a GPU, as far as it goes: builds, collects the
@@ -32,6 +32,10 @@ rm -f "$json" "$out/gpu-tests.xml"
 : > "$log"
 
 python=${PYTHON:-python3}
+for module in torch numpy cv2 pytest pybind11 setuptools; do
+  "$python" -c "import $module" || {
+    echo "benchmarks/gpu.sh: $python has no $module; PYTHON names another Python" >&2; exit 2; }
+done
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 # What is compiled here is kept for the run alone, wherever the home folder is.
 [ -w "${HOME:-/nonexistent}" ] || export HOME=$scratch
@@ -79,10 +83,12 @@ mapfile -t others < <(grep -rlE 'mark\.gpu|kernels\(' tests --include='test_*.py
   grep -vxF -f <(printf '%s\n' "${first[@]}" "${last[@]}"))
 files=("${first[@]}" "${others[@]}" "${last[@]}")
 
-arch=90 # a dry run's GPU
-[ -n "$dry" ] ||
+# The checkout's own build is replaced: by one for this GPU alone, by a dry run for all of them.
+build=(env FASTPOSE_CUDA=1 "$python" setup.py build_ext --inplace)
+if [ -z "$dry" ]; then
   arch=$("$python" -c "import torch; print('%d%d' % torch.cuda.get_device_capability())") || arch=90
-build=(env FASTPOSE_CUDA=1 FASTPOSE_CUDA_ARCHS="$arch" "$python" setup.py build_ext --inplace)
+  build=(env FASTPOSE_CUDA_ARCHS="$arch" "${build[@]}")
+fi
 tests=(env PYTHONPATH="$PYTHONPATH:$PWD/benchmarks/gpu" "$python" -m pytest "${files[@]}"
   -m gpu -q -ra --continue-on-collection-errors "${workers[@]}" --junitxml="$out/gpu-tests.xml")
 [ -z "$dry" ] || tests=("$python" -m pytest "${files[@]}" -m gpu -q --collect-only)
