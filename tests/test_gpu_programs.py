@@ -27,6 +27,7 @@ class Device:
         self.now = 0.0
         self.capturing = False
         self.lost = False
+        self.streams: list[str] = []
 
     def kernel(self, us: float) -> None:
         self.now += us if self.capturing else us + LAUNCH_US
@@ -59,6 +60,8 @@ def device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "CUDAGraph", SimpleNamespace)
     monkeypatch.setattr(torch.cuda, "graph", device.graph)
     monkeypatch.setattr(torch.cuda, "synchronize", device.synchronize)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: "the caller's")
+    monkeypatch.setattr(torch.cuda, "set_stream", device.streams.append)
     cache = SimpleNamespace(L2_cache_size=50e6)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: cache)
     return device
@@ -98,7 +101,7 @@ def test_a_call_is_timed_without_its_launch_and_held_against_floor_and_peers(ben
     assert row["floor_us"] == pytest.approx(2.5)  # 10 MB at 4 TB/s
     assert row["ratio_to_floor"] == pytest.approx(2.0)
     assert row["gb_s"] == pytest.approx(2000.0)
-    assert row["peers"]["peer"] == {"us": 15.0, "ratio": 3.0}
+    assert row["peers"]["peer"] == {"us": 15.0, "ratio": 3.0, "timed": "graph"}
     assert row["met"] == {"us": True, "ratio_to_floor": False, "peer": False}
     assert row["launches"] % 4 == 0
     assert row["launches"] >= 50
@@ -162,6 +165,7 @@ def test_what_cannot_be_captured_is_timed_and_fails(bench, timing, device):
         device.kernel(5.0)
 
     row = measured(bench, timing, call)
+    assert device.streams == ["the caller's"]
     assert row["status"] == "failed"
     assert row["timed"] == "eager"
     assert row["us"] == pytest.approx(5.0 + LAUNCH_US)
@@ -215,8 +219,9 @@ CLEAN = "========= COMPUTE-SANITIZER\n========= {}\n"
         ("ERROR SUMMARY: 0 errors", "memcheck", "warp", 0, "clean"),
         ("ERROR SUMMARY: 2 errors", "memcheck", "warp", 9, "2 errors"),
         ("ERROR SUMMARY: 0 errors", "memcheck", "warp", 1, "clean, but the calls failed with stat"),
-        ("ERROR SUMMARY: 1 error", "memcheck", "planted", 9, "found"),
-        ("ERROR SUMMARY: 0 errors", "memcheck", "planted", 0, "not found: the tool is blind here"),
+        ("Invalid __global__ read\nERROR SUMMARY: 1 error", "memcheck", "planted", 9, "found"),
+        ("ERROR SUMMARY: 1 error", "memcheck", "planted", 9, "not found"),
+        ("ERROR SUMMARY: 0 errors", "memcheck", "planted", 0, "not found"),
         ("Error: Device not supported", "memcheck", "warp", 1, "no verdict: ========= Error: Devi"),
         (
             "RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)",

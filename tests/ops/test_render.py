@@ -8,11 +8,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from kernels import kernels
 
 from fastpose.errors import BackendError
 from fastpose.ops import render
 from fastpose.ops.render import render_reference
-from tests.kernels import kernels
 
 KERNELS = kernels("triton")
 
