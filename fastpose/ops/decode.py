@@ -423,8 +423,8 @@ def mirror_partners(pairs: Sequence[Sequence[int]], joints: int) -> npt.NDArray[
     for a, b in pairs:
         if not (0 <= a < joints and 0 <= b < joints):
             raise ValueError(f"flip_pairs must name channels 0 to {joints - 1}, got {(a, b)}")
-        if a != b and (partner[a] != a or partner[b] != b):
-            raise ValueError(f"flip_pairs must name each channel once, got {(a, b)} again")
+        if partner[a] not in (a, b) or partner[b] not in (a, b):
+            raise ValueError(f"flip_pairs must give a channel one partner, got {(a, b)} as well")
         partner[[a, b]] = b, a
     partner.flags.writeable = False  # every call shares it
     return partner

@@ -571,7 +571,7 @@ MAPS = np.zeros((2, 3, 5, 4), np.float32)
         ("flipped must be a ndarray", {"flipped": torch.zeros(2, 3, 5, 4), "flip_pairs": ()}),
         ("flip_pairs must be given", {"flipped": MAPS}),
         ("flip_pairs must name channels 0 to 2", {"flipped": MAPS, "flip_pairs": [(1, 3)]}),
-        ("name each channel once", {"flipped": MAPS, "flip_pairs": [(0, 1), (1, 2)]}),
+        ("give a channel one partner", {"flipped": MAPS, "flip_pairs": [(0, 1), (1, 2)]}),
         ("flip_shift must be 0 or 1", {"flip_shift": 2}),
         ("peaks must be whole, at least 1", {"peaks": 0}),
         ("peaks must be whole, at least 1", {"peaks": 1.5}),
