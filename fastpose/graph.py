@@ -6,6 +6,7 @@ Everything here also runs on the CPU, without graphs, so that it can be tested w
 from __future__ import annotations
 
 import functools
+import gc
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -333,7 +334,9 @@ def capture(run: Callable[[], None], device: torch.device, pool: Any = None) -> 
     """Run some times, then capture, what enqueues work on the device's current stream.
 
     One thread captures at a time; others may use the device meanwhile, but none may wait for all of
-    it (`torch.cuda.synchronize`).
+    it (`torch.cuda.synchronize`) or free graphs, whose memory asks the stream whether it is idle.
+    Graphs that one thread has captured share a workspace of cuBLAS, so that they must not be
+    replayed at once on different streams.
 
     Args:
         run: reads and writes the same memory each time; it neither waits nor reads back.
@@ -365,7 +368,7 @@ def capture(run: Callable[[], None], device: torch.device, pool: Any = None) -> 
 def _capture(run: Callable[[], None], device: torch.device, pool: Any) -> Callable[[], None]:
     import torch
 
-    side = _side_stream(device)
+    side = _side_stream(device, threading.get_ident())
     side.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(side):
         for _ in range(WARM_UP):
@@ -373,9 +376,22 @@ def _capture(run: Callable[[], None], device: torch.device, pool: Any) -> Callab
     side.synchronize()
     graph = torch.cuda.CUDAGraph()
     # other threads may use the device meanwhile: their calls are not ours to forbid
-    with torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode="thread_local"):
+    mode = "thread_local"
+    with _no_garbage(), torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode=mode):
         run()
     return graph.replay
+
+
+@contextmanager
+def _no_garbage() -> Iterator[None]:
+    """Nothing is collected: it might be another graph, which must not be freed in a capture."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 @contextmanager
@@ -388,7 +404,8 @@ def _plain(device: torch.device) -> Iterator[None]:
 
 
 @functools.lru_cache(maxsize=16)  # libraries keep a workspace for every stream they meet
-def _side_stream(device: torch.device) -> torch.cuda.Stream:
+def _side_stream(device: torch.device, thread: int) -> torch.cuda.Stream:
+    """A thread's own: page-locked memory that was copied on a stream asks it when it is freed."""
     import torch
 
     return torch.cuda.Stream(device)

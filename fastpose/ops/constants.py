@@ -5,18 +5,17 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import torch
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 KEPT = 64  # of the constants of one sort; more are made by programs that vary them, and not again
 
 
-def device_constant(make: Callable[P, T]) -> Callable[P, T]:
+def device_constant(make: Callable[..., T]) -> Callable[..., T]:
     """Remember what `make` returns for its arguments, of which the last is the device.
 
     The last `KEPT` are remembered, so that a program whose sigma changes from call to call does not
@@ -28,18 +27,18 @@ def device_constant(make: Callable[P, T]) -> Callable[P, T]:
 
     @functools.lru_cache(maxsize=KEPT)
     def recent(*key: Any) -> T:
-        value = make(*key)  # type: ignore[call-arg]  # all positional
+        value = make(*key)
         if key[-1].type == "cuda":
             # Other streams will read it as well, and they do not wait for this one.
             _torch().cuda.current_stream(key[-1]).synchronize()
         return value
 
     @functools.wraps(make)
-    def get(*key: P.args, **_: P.kwargs) -> T:
+    def get(*key: Any) -> T:
         if key in captured:
             return captured[key]
         value = recent(*key)
-        if is_capturing(key[-1]):  # type: ignore[arg-type]
+        if is_capturing(key[-1]):
             captured[key] = value
         return value
 
