@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from fastpose import ops
 from fastpose.geometry import Doubles, boxes_to_affines, compose
+from fastpose.ops.choose import Array
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -108,16 +109,45 @@ def crop_affines(
 
     Args, returns: as `crop_people`.
     """
+    small, areas = affines.astype(np.float32), sample_counts(affines)
+    return cut_windows(frames, small, areas, window, source=source, out=out)
+
+
+def cut_windows(
+    frames: Frames | ops.FrameTable,
+    affines: Array,
+    areas: Array,
+    window: Window,
+    *,
+    source: Array | None,
+    out: Array | None,
+    out_layout: str = "nchw",
+) -> Array:
+    """Cut windows as a network wants them, on the host or where the frames are.
+
+    Args:
+        frames: as `crop_people`, or by address.
+        affines: [N, 2, 3] float32, window -> frame pixel.
+        areas: [N] integers of `sample_counts`.
+        window: what to cut.
+        source: [N] integers, the frame of each window; may be None only for one frame.
+        out: written in place: [N, 3, h, w], or [N, h, w, 3] for "nhwc".
+        out_layout: "nchw" or "nhwc".
+
+    Returns:
+        The windows; `out` where it is given.
+    """
     return ops.warp(
         frames,
-        affines.astype(np.float32),
+        affines,
         window.size,
         source=source,
         mean=window.mean,
         std=window.std,
         swap_rb=window.rgb,
         border=window.border,
-        area=sample_counts(affines),
+        area=areas,
+        out_layout=out_layout,
         out=out,
     )
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastpose import ops
-from fastpose.crop import sample_counts
+from fastpose.crop import cut_windows, sample_counts
 from fastpose.engines import Engine, Manifest
 from fastpose.errors import EngineError
 from fastpose.geometry import Doubles, cells_to_frame
@@ -188,21 +188,17 @@ class _Step:
 
     def _run(self) -> None:
         """What is captured: everything is enqueued, nothing waited for."""
-        spec, window = self._engine.manifest.spec, self._engine.manifest.spec.window
+        spec = self._engine.manifest.spec
         self._given.upload()
         given = self._given.device
-        ops.warp(
+        cut_windows(
             ops.FrameTable(given["frames"]),
             given["affines"],
-            spec.size,
+            given["areas"],
+            spec.window,
             source=given["source"],
-            area=given["areas"],
-            mean=window.mean,
-            std=window.std,
-            swap_rb=window.rgb,
-            border=window.border,
-            out_layout=self._engine.layout,
             out=self._windows,
+            out_layout=self._engine.layout,
         )
         nhwc = self._engine.layout == "nhwc"
         results = self._engine.enqueue(self._windows.permute(0, 3, 1, 2) if nhwc else self._windows)

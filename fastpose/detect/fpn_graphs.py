@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastpose import ops
-from fastpose.crop import sample_counts
+from fastpose.crop import cut_windows, sample_counts
 from fastpose.detect.regions import REGION_AREA, Indices, choose_boxes, region_affines
 from fastpose.engines import Graph
 from fastpose.errors import EngineError
@@ -150,21 +150,17 @@ class _Proposals:
 
     def _run(self) -> None:
         """What is captured: everything is enqueued, nothing waited for."""
-        spec, window = self._spec, self._spec.window
+        spec = self._spec
         self._given.upload()
         given = self._given.device
-        ops.warp(
+        cut_windows(
             ops.FrameTable(given["frame"]),
             given["affine"],
-            spec.size,
+            given["area"],
+            spec.window,
             source=given["source"],
-            area=given["area"],
-            mean=window.mean,
-            std=window.std,
-            swap_rb=window.rgb,
-            border=window.border,
-            out_layout="nhwc",
             out=self._image,
+            out_layout="nhwc",
         )
         *pyramid, logits, deltas = self._proposer.enqueue(self._image.permute(0, 3, 1, 2))
         self.pyramid = pyramid
