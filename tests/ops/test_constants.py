@@ -31,7 +31,7 @@ def maker(request):
     path, arguments = MAKERS[request.param]
     needed = {"triton": "triton", "cuda": "fastpose._C_cuda"}.get(path.partition(".")[0])
     if needed:
-        pytest.importorskip(needed)
+        pytest.importorskip(needed, reason=f"{needed} is not installed here")
     module, _, function = path.rpartition(".")
     return getattr(importlib.import_module(f"fastpose.ops.{module}"), function), arguments
 
