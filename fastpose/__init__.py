@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastpose import errors, ops
-    from fastpose.engines import build_engine, load_engine
+    from fastpose.bundles import build_engine, verify_engine
+    from fastpose.engines import Options, load_engine
     from fastpose.models import create, list_detectors, list_models
     from fastpose.pose import Pose
     from fastpose.skeleton import Skeleton
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Frame",
+    "Options",
     "People",
     "Pose",
     "Skeleton",
@@ -30,19 +32,22 @@ __all__ = [
     "list_models",
     "load_engine",
     "ops",
+    "verify_engine",
 ]
 __version__ = "0.1.0"
 
 _HOMES = {
     "Frame": "fastpose.types",
+    "Options": "fastpose.engines",
     "People": "fastpose.types",
     "Pose": "fastpose.pose",
     "Skeleton": "fastpose.skeleton",
-    "build_engine": "fastpose.engines",
+    "build_engine": "fastpose.bundles",
     "create": "fastpose.models",
     "list_detectors": "fastpose.models",
     "list_models": "fastpose.models",
     "load_engine": "fastpose.engines",
+    "verify_engine": "fastpose.bundles",
 }
 
 

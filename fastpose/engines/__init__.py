@@ -7,16 +7,17 @@ import warnings
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from shutil import copyfile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fastpose.engines import source
+from fastpose.engines.bundle import check_bundle_name, find_built, write_bundle
 from fastpose.engines.engine import Engine, Graph, Request, check_threads
-from fastpose.engines.manifest import Manifest, check_buckets, file_hash, replaced
+from fastpose.engines.manifest import Manifest, check_buckets, file_hash
+from fastpose.engines.options import Options
 from fastpose.engines.wrap import FAMILIES, Statement, check_used, describe, input_size
 from fastpose.errors import BackendError, EngineError
 from fastpose.models import model_spec
@@ -31,24 +32,31 @@ __all__ = [
     "Engine",
     "Graph",
     "Manifest",
+    "Options",
     "Statement",
-    "build_engine",
+    "choose_runtime",
     "load_engine",
     "open_engine",
     "open_graph",
     "open_halves",
     "open_network",
+    "open_request",
+    "runtime_module",
     "wrap_network",
 ]
 
 BUCKETS = (1, 2, 4, 8, 16, 32)
 GRAPH_KINDS = ("openvino", "onnxruntime")  # run ONNX graphs; fastest first
-KINDS = (*GRAPH_KINDS, "torch")
+HALF_KINDS = (*GRAPH_KINDS, "torch")  # run the halves of a detector
+KINDS = (*HALF_KINDS, "tensorrt")
 INSTALL = {
     "openvino": "the package openvino",
     "onnxruntime": "the extra fastpose-inference[onnxruntime]",
     "torch": "the extra fastpose-inference[torch]",
+    "tensorrt": "the extra fastpose-inference[tensorrt], from NVIDIA's own package index",
 }
+SUFFIXES = (".json", ".onnx", ".xml", ".plan", ".pt2")  # of the files of a bundle
+AUTO_PRECISIONS = ("bf16", "f16", "f32")  # in which "auto" looks for a built engine
 
 
 def open_graph(
@@ -77,7 +85,7 @@ def open_graph(
     path = Path(path)
     if not path.is_file():
         raise EngineError(f"{path}: no such file")
-    match _choose(kind, GRAPH_KINDS):
+    match choose_runtime(kind, GRAPH_KINDS):
         case "openvino":
             from fastpose.engines.openvino import OpenVINOGraph
 
@@ -110,9 +118,9 @@ def open_halves(
     check_threads(threads)
     if kind == "auto" and device.startswith("cuda"):
         kind = "torch"
-    kind = _choose(kind, KINDS)
+    kind = choose_runtime(kind, HALF_KINDS)
     if weights is None and not source.is_trained(spec):
-        _warn_of_random_weights(spec)
+        warn_of_random_weights(spec)
     file = None if weights is None else Path(weights)
     low = sorted(source.passed(spec)) if file is None else []
     for choice in [*low, "f32"] if precision == "auto" else [precision]:
@@ -157,44 +165,57 @@ def open_engine(
     buckets: Sequence[int] = BUCKETS,
     threads: int | None = None,
     single_view: bool = False,
+    options: Options | None = None,
 ) -> Engine:
     """Open a pose network in a runtime.
+
+    What a runtime can only run from a file that was built for this machine (every engine of
+    TensorRT, "aot" of torch, and "int8") is taken from the user's cache, where
+    `fastpose.build_engine` puts it; nothing is built here.
 
     Args:
         model: a registered name, with its trained weights or else with random ones and a
             UserWarning; or a .safetensors file of weights, whose card beside it names the model;
             or a bundle: its manifest or the runtime's file beside it.
-        kind: "openvino", "onnxruntime", "torch", or "auto": the first of these that is installed,
-            torch for the device "cuda", a bundle's own.
+        kind: "openvino", "onnxruntime", "torch", "tensorrt", or "auto": the first of openvino,
+            onnxruntime and torch that is installed, torch for the device "cuda", a bundle's own.
         device: "auto" (the CPU) or the runtime's name of a device.
-        precision: "f32", "bf16", "f16", or "auto": a low precision where the runtime lists it for
-            the device and the model's card records that it is accurate enough, else "f32".
+        precision: "f32", "bf16", "f16", "int8", or "auto": a low precision where the runtime lists
+            it for the device and the model's card records that it is accurate enough, else "f32".
         buckets: batch sizes to compile for, each when it is first needed; a bundle has its own.
         threads: of the runtime; None leaves the number to it.
         single_view: look at each person once, where the published procedure joins several views:
             a fraction of the time, and less accurate.
+        options: how it is run, and what the graph does; of a bundle only how it is run.
 
     Raises:
         ModelError: no model has that name.
-        BackendError: the runtime, the device or the precision is not there.
+        BackendError: the runtime, the device, the precision or what has to be built is not there.
         WeightsError: weights or card are damaged or of another network.
         EngineError: a bundle is damaged or does not fit this machine; the text names the field.
         ValueError: `buckets` or `threads` are not positive whole numbers.
     """
     weights = Path(model) if str(model).endswith(".safetensors") else None
     if weights is None and _names_file(model):
-        return _open_bundle(Path(model), kind, device, precision, threads, single_view)
+        return _open_bundle(Path(model), kind, device, precision, threads, single_view, options)
     spec = source.read_spec(weights) if weights else model_spec(str(model))
     if kind == "auto" and device.startswith("cuda"):
         kind = "torch"
-    kind = _choose(kind, KINDS)
+    kind = choose_runtime(kind, KINDS)
+    options = options or Options()
+    options.check(kind)
+    if kind == "tensorrt" or precision == "int8" or options.compile == "aot":
+        path = _find_bundle(spec, weights, kind, device, precision, options)
+        return _open_bundle(path, kind, device, "auto", threads, single_view, options)
     if kind == "torch":
         file = weights or source.find_weights(spec)
         weights_hash = file_hash(file) if file else ""
     else:
-        file, weights_hash = source.find_graph(spec, weights)
+        asked = (options,) if options.changes_graph else ()
+        file, weights_hash = source.find_graph(spec, weights, *asked)
     if weights is None and not source.is_trained(spec):
-        _warn_of_random_weights(spec)
+        warn_of_random_weights(spec)
+    spec = changed_spec(spec, options)
     request = Request(
         spec=spec.single_view() if single_view else spec,
         file=file,
@@ -204,8 +225,51 @@ def open_engine(
         passed=frozenset() if weights else source.passed(spec),
         buckets=check_buckets(buckets),
         threads=threads,
+        options=options,
     )
-    return _open(kind, request)
+    return open_request(kind, request)
+
+
+def changed_spec(spec: ModelSpec, options: Options) -> ModelSpec:
+    """The network as the graph options change it.
+
+    Raises:
+        ModelError: it cannot be changed so.
+        BackendError: it can, but only with torch, which is not installed.
+    """
+    if not options.changes_graph:
+        return spec
+    source.need_torch(spec.name)
+    from fastpose.engines.build import graph_spec
+
+    return graph_spec(spec, options)
+
+
+def _find_bundle(
+    spec: ModelSpec,
+    weights: Path | None,
+    kind: str,
+    device: str,
+    precision: str,
+    options: Options,
+) -> Path:
+    """The manifest of what was built into the user's cache.
+
+    Raises:
+        BackendError: nothing was; the text says how.
+    """
+    ties = runtime_module(kind).ties(options, device)
+    weights_hash = source.hash_of_weights(spec, weights)
+    for choice in AUTO_PRECISIONS if precision == "auto" else (precision,):
+        path = find_built(spec, kind, choice, weights_hash, options, ties)
+        if path and (precision != "auto" or (Manifest.load(path).report or {}).get("passed")):
+            return path
+    asked = "" if precision == "auto" else f" --precision {precision}"
+    given = f" --weights {weights}" if weights else ""
+    raise BackendError(
+        f"{spec.name}: no engine of {kind} has been built for this machine; "
+        f"`fastpose build {spec.name} --engine {kind}{asked}{given}` makes one"
+    )
 
 
 def open_network(
@@ -239,73 +303,31 @@ def open_network(
         buckets=check_buckets(buckets),
         threads=threads,
     )
-    return _open(_choose(kind, KINDS), request)
+    return open_request(choose_runtime(kind, KINDS), request)
 
 
-def load_engine(path: str | Path, *, device: str = "auto", threads: int | None = None) -> Engine:
-    """Open a bundle that `build_engine` wrote, as it was built.
+def load_engine(
+    path: str | Path,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    options: Options | None = None,
+) -> Engine:
+    """Open a bundle that `fastpose.build_engine` or `wrap_network` wrote, as it was built.
 
     Args:
         path: its manifest, or the runtime's file beside it.
         device: "auto", the device that it was built for, or the runtime's name of another.
         threads: of the runtime; None leaves the number to it.
+        options: how it is run; None runs it as it was built.
 
     Raises:
         BackendError: its runtime, device or precision is not there.
         EngineError: it is damaged or does not fit this machine; the text names the field.
         ValueError: `threads` is no positive whole number.
     """
-    return _open_bundle(Path(path), "auto", device, "auto", threads, single_view=False)
-
-
-def build_engine(
-    model: str = "default",
-    *,
-    engine: str = "openvino",
-    precision: str = "f32",
-    buckets: Sequence[int] = BUCKETS,
-    weights: str | Path | None = None,
-    out: str | Path,
-) -> Path:
-    """Write a bundle: the runtime's file, then the manifest that makes it one.
-
-    Args:
-        model: a registered name.
-        engine: "openvino" or "onnxruntime"; the runtime's file of both is an ONNX graph.
-        precision: as in `open_engine`.
-        buckets: as in `open_engine`.
-        weights: a weight file; None takes the trained weights, else random ones with a warning.
-        out: the runtime's file, ending in .onnx; the manifest beside it ends in .json.
-
-    Returns:
-        The path of the manifest.
-
-    Raises:
-        ModelError: no model has that name.
-        BackendError: the runtime or the precision is not there.
-        WeightsError: the weights are damaged or of another network.
-        EngineError: the runtime has no file to build, or `out` cannot be written.
-        ValueError: `buckets` are not positive whole numbers.
-    """
-    out = _bundle_file(out)
-    kind = _choose(engine, GRAPH_KINDS)
-    spec = model_spec(model)
-    if weights is None and not source.is_trained(spec):
-        _warn_of_random_weights(spec)
-    graph, weights_hash = source.find_graph(spec, Path(weights) if weights else None)
-    return _write_bundle(
-        kind,
-        out,
-        Request(
-            spec=spec,
-            file=graph,
-            weights_hash=weights_hash,
-            device="auto",
-            precision=precision,
-            passed=frozenset() if weights else source.passed(spec),
-            buckets=check_buckets(buckets),
-            threads=None,
-        ),
+    return _open_bundle(
+        Path(path), "auto", device, "auto", threads, single_view=False, options=options
     )
 
 
@@ -326,10 +348,10 @@ def wrap_network(
             vectors [N, K, w * s] and [N, K, h * s]. N may be fixed.
         stated: what the graph does not tell, and what it is to be checked against.
         like: a name of `FAMILIES`, for what is not stated.
-        engine: as in `build_engine`, like the rest.
-        precision: as there, "auto" being "f32": nobody has measured the network in less.
+        engine: "openvino", "onnxruntime", or "auto", the first that is installed.
+        precision: as in `open_engine`, "auto" being "f32": nobody has measured the network in less.
         buckets: as there.
-        out: as there.
+        out: the runtime's file, ending in .onnx; the manifest beside it ends in .json.
 
     Returns:
         The path of the manifest.
@@ -341,10 +363,11 @@ def wrap_network(
         EngineError: the graph is damaged or fails, or `out` cannot be written.
         ValueError: `buckets` are not positive whole numbers.
     """
-    graph, out = Path(graph), _bundle_file(out)
+    graph, out = Path(graph), Path(out)
+    check_bundle_name(out, ".onnx")
     stated = stated or Statement()
     said = stated.filled(like)
-    kind = _choose(engine, GRAPH_KINDS)
+    kind = choose_runtime(engine, GRAPH_KINDS)
     opened = open_graph(graph, kind=kind)
     try:
         size = input_size(graph, opened.inputs, said.size)
@@ -354,100 +377,95 @@ def wrap_network(
         opened.close()
     spec = describe(graph, results, size, said)
     check_used(graph, stated, spec.output)
-    return _write_bundle(
-        kind,
-        out,
-        Request(
-            spec=spec,
-            file=graph,
-            weights_hash="",
-            device="auto",
-            precision=precision,
-            passed=frozenset(),
-            buckets=check_buckets(buckets),
-            threads=None,
-        ),
+    request = Request(
+        spec=spec,
+        file=graph,
+        weights_hash="",
+        device="auto",
+        precision=precision,
+        passed=frozenset(),
+        buckets=check_buckets(buckets),
+        threads=None,
     )
 
+    def copy(target: Path) -> list[Path]:
+        copyfile(graph, target)
+        return [target]
 
-def _bundle_file(out: str | Path) -> Path:
-    """Where a bundle is to be written, and what lies there may be replaced.
-
-    Raises:
-        EngineError: the name is no bundle's, or its manifest would replace another sort of file,
-            which may be all that somebody has of a skeleton or of annotations.
-    """
-    out = Path(out)
-    if out.suffix != ".onnx":
-        raise EngineError(f"{out}: the file of an engine must end in .onnx")
-    path = out.with_suffix(".json")
-    if path.exists():
-        try:
-            Manifest.load(path)
-        except EngineError:
-            raise EngineError(
-                f"{path}: is there already and is no manifest of an engine; "
-                "give the bundle another name"
-            ) from None
-    return out
-
-
-def _write_bundle(kind: str, out: Path, request: Request) -> Path:
-    """Copy the request's file to `out` and describe what it is there, after it has run once."""
-    assert request.file is not None, "a graph is needed"
-    path = out.with_suffix(".json")
-    with replaced(path) as description, replaced(out) as temporary:
-        copyfile(request.file, temporary)
-        try:
-            opened = _open(kind, replace(request, file=temporary))
-            opened.run(1)
-        except EngineError as error:
-            reason = str(error).removeprefix(f"{temporary}: ")
-            name, whole = request.file.name, f"{request.file.stem}-whole.onnx"
-            raise EngineError(
-                f"{request.file}: its copy cannot run: {reason}; weights in a file beside it are "
-                f"not copied: save both as one file, onnx.save(onnx.load({name!r}), {whole!r})"
-            ) from None
-        opened.close()
-        replace(opened.manifest, file=out.name).save(description)
-    return path
+    try:
+        return write_bundle(
+            out,
+            copy,
+            lambda file: open_request(kind, replace(request, file=file)),
+            runtime_module(kind).ties(Options(), "auto"),
+        )
+    except EngineError as error:
+        if str(error).startswith(str(out)):  # the folder, and no fault of the graph
+            raise
+        reason = str(error).rpartition(f"{out.name}: ")[2]
+        whole = f"{graph.stem}-whole.onnx"
+        raise EngineError(
+            f"{graph}: its copy cannot run: {reason}; weights in a file beside it are not copied: "
+            f"save both as one file, onnx.save(onnx.load({graph.name!r}), {whole!r})"
+        ) from None
 
 
 def _open_bundle(
-    path: Path, kind: str, device: str, precision: str, threads: int | None, single_view: bool
+    path: Path,
+    kind: str,
+    device: str,
+    precision: str,
+    threads: int | None,
+    single_view: bool,
+    options: Options | None,
 ) -> Engine:
-    graph, path = path, path.with_suffix(".json")
-    if graph.suffix == ".onnx" and graph.is_file() and not path.exists():
-        raise EngineError(
-            f"{graph}: a graph without {path.name}, which says how to feed and to read it; "
-            f"`fastpose wrap {graph} --out BUNDLE.onnx` makes both"
-        )
-    manifest = _manifest(path)
+    manifest, path = read_bundle(path)
     asked = {"kind": kind, "precision": precision}
     for field, value in asked.items():
-        if value not in ("auto", getattr(manifest, field)):
+        if value not in ("auto", getattr(manifest, field), getattr(manifest, f"{field}_asked", "")):
             raise EngineError(
                 f"{path}: {field}: the engine has {getattr(manifest, field)}, asked was {value}"
             )
-    kind = _choose(manifest.kind, GRAPH_KINDS)
-    manifest.check(path, version=import_module(kind).__version__)
+    kind = choose_runtime(manifest.kind, KINDS)
+    place = manifest.device if device == "auto" else device
+    ties = runtime_module(kind).ties(manifest.options, place, manifest.ties)
+    manifest.check_ties(path, ties)
+    manifest.check_files(path)
     request = Request(
         spec=manifest.spec.single_view() if single_view else manifest.spec,
         file=path.parent / manifest.file,
         weights_hash=manifest.weights_hash,
-        device=manifest.device if device == "auto" else device,
+        device=place,
         precision=manifest.precision,
         passed=frozenset(),
         buckets=manifest.buckets,
         threads=threads,
+        options=manifest.options.with_run(options),
     )
-    engine = _open(kind, request)
+    engine = open_request(kind, request)
     if engine.manifest.precision != manifest.precision:
+        engine.close()
         raise EngineError(
             f"{path}: precision: the engine was built in {manifest.precision}, "
             f"this machine runs it in {engine.manifest.precision}"
         )
     return engine
+
+
+def read_bundle(path: Path) -> tuple[Manifest, Path]:
+    """A bundle's manifest and where it lies, given that or the runtime's file beside it.
+
+    Raises:
+        EngineError: there is none; the text says what the file may be instead.
+    """
+    file, path = path, path.with_suffix(".json")
+    if file != path and file.is_file() and not path.exists():
+        wrap = f"; `fastpose wrap {file} --out BUNDLE.onnx` makes both"
+        raise EngineError(
+            f"{file}: without {path.name}, which says how to feed and to read it"
+            + (wrap if file.suffix == ".onnx" else "")
+        )
+    return _manifest(path), path
 
 
 def _manifest(path: Path) -> Manifest:
@@ -462,15 +480,21 @@ def _manifest(path: Path) -> Manifest:
 
 
 def _names_file(model: str | Path) -> bool:
-    return isinstance(model, Path) or "/" in model or model.endswith((".json", ".onnx"))
+    return isinstance(model, Path) or "/" in model or model.endswith(SUFFIXES)
 
 
-def _warn_of_random_weights(spec: ModelSpec | DetectorSpec) -> None:
+def warn_of_random_weights(spec: ModelSpec | DetectorSpec) -> None:
     text = f"{spec.name} has no trained weights here: random ones are used"
     warnings.warn(text, UserWarning, stacklevel=3)
 
 
-def _open(kind: str, request: Request) -> Engine:
+def runtime_module(kind: str) -> Any:
+    """The module of a runtime that can be imported: its engine, `suffix`, `build` and `ties`."""
+    return import_module(f"fastpose.engines.{kind}")
+
+
+def open_request(kind: str, request: Request) -> Engine:
+    """Open what was looked up; errors as in `open_engine`."""
     match kind:
         case "openvino":
             from fastpose.engines.openvino import OpenVINOEngine
@@ -480,13 +504,17 @@ def _open(kind: str, request: Request) -> Engine:
             from fastpose.engines.onnxruntime import ONNXRuntimeEngine
 
             return ONNXRuntimeEngine(request)
+        case "tensorrt":
+            from fastpose.engines.tensorrt import TensorRTEngine
+
+            return TensorRTEngine(request)
         case _:
             from fastpose.engines.torch import TorchEngine
 
             return TorchEngine(request)
 
 
-def _choose(kind: str, kinds: tuple[str, ...]) -> str:
+def choose_runtime(kind: str, kinds: tuple[str, ...]) -> str:
     """The runtime to use: `kind` if it can be imported, or for "auto" the first that can.
 
     Raises:
@@ -498,11 +526,6 @@ def _choose(kind: str, kinds: tuple[str, ...]) -> str:
             options = " or ".join(INSTALL[name] for name in kinds)
             raise BackendError(f"no runtime is installed; install {options}")
         return usable
-    if kind == "tensorrt":
-        missing = "" if find_spec("tensorrt") else "the TensorRT libraries are not installed and "
-        raise BackendError(
-            f"engine 'tensorrt' cannot run: {missing}this release has no TensorRT engine yet"
-        )
     if kind not in kinds:
         raise BackendError(f"engine {kind!r} cannot be used here; choose from: {', '.join(kinds)}")
     if not _importable(kind):

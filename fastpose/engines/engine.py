@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastpose.engines.manifest import Manifest
+from fastpose.engines.options import Options
 from fastpose.errors import BackendError, EngineError
 from fastpose.models.spec import ModelSpec
 
@@ -20,7 +21,7 @@ Floats: TypeAlias = npt.NDArray[np.float32]
 Port: TypeAlias = tuple[tuple[int | None, ...], np.dtype[Any]]
 """Shape and type of a graph's input or output; None is an axis of any length."""
 
-PRECISIONS = ("f32", "bf16", "f16")
+PRECISIONS = ("f32", "bf16", "f16", "int8")
 ALIGNMENT = 64  # bytes: a cache line and an AVX-512 register
 RUN_COST = 0.3  # a run's own cost in images: 2.2 ms beside 7.1 ms each (ResNet-50, bf16, 2 cores)
 
@@ -122,6 +123,7 @@ class Request:
         passed: low precisions that are recorded as accurate enough for these very weights.
         buckets: batch sizes, rising.
         threads: of the runtime; None leaves the number to it.
+        options: see there.
     """
 
     spec: ModelSpec
@@ -132,9 +134,39 @@ class Request:
     passed: Collection[str]
     buckets: tuple[int, ...]
     threads: int | None
+    options: Options = field(default_factory=Options)
 
     def __post_init__(self) -> None:
         check_threads(self.threads)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a runtime's file is built from.
+
+    Attributes:
+        spec: the network, as the graph options change it.
+        weights: a weight file; None takes the trained weights, else random ones.
+        precision: one of `PRECISIONS`.
+        device: "auto" or the runtime's name of a device.
+        buckets: batch sizes, rising.
+        options: see there.
+        threads: of the runtime; None leaves the number to it.
+        calibration: [N, 3, h, w] windows of real pictures, for "int8".
+        timing_cache: a file that is read, where it exists, and written (tensorrt).
+        tell: called with the name of each stage that begins.
+    """
+
+    spec: ModelSpec
+    weights: Path | None
+    precision: str
+    device: str
+    buckets: tuple[int, ...]
+    options: Options
+    threads: int | None
+    calibration: Floats | None
+    timing_cache: Path | None
+    tell: Callable[[str], None]
 
 
 class BufferedEngine(ABC):

@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from fastpose import __version__
+from fastpose.engines.options import Options
 from fastpose.errors import EngineError, ModelError
 from fastpose.models.spec import ModelSpec
 
-SCHEMA = 1
+SCHEMA = 2
 BLOCK = 1 << 20  # bytes of a file that are in memory at once
 
 
@@ -24,16 +26,24 @@ class Manifest:
 
     Attributes:
         spec: input, heat maps, joints and conventions of the network.
-        kind: the runtime: "openvino", "onnxruntime" or "torch".
-        precision: in which it computes, as the runtime reports it: "f32", "bf16" or "f16".
+        kind: the runtime: "openvino", "onnxruntime", "torch" or "tensorrt".
+        precision: in which it computes, as the runtime reports it: "f32", "bf16", "f16" or "int8".
         precision_asked: what was asked for, "auto" included.
         buckets: batch sizes it is compiled for, rising; the last is the largest batch of a run.
         device: in the runtime's own words, such as "CPU".
-        versions: of the runtime, by package.
-        file: name of the runtime's file in the manifest's folder; "" where there is none.
-        file_hash: SHA-256 of that file.
+        versions: of the runtime and of fastpose, by package.
         weights_hash: SHA-256 of the weight file that the network was built from; "" for random
             weights and where it is not known.
+        layers: how many layers compute in each precision, as the runtime reports; {} where it
+            does not.
+        ties: what the files are tied to, such as a version or a GPU, as it was when they were
+            built.
+        options: how it was built, and is run.
+        files: SHA-256 by name, in the manifest's folder, the runtime's own first; {} where there
+            is none.
+        calibration: SHA-256 of the windows that int8 was calibrated with; "" where there are none.
+        report: how far it was from the module in f32, as `Verification.to_dict` gives it; None
+            where nobody has looked.
     """
 
     spec: ModelSpec
@@ -43,14 +53,23 @@ class Manifest:
     buckets: tuple[int, ...]
     device: str
     versions: dict[str, str]
-    file: str
-    file_hash: str
-    weights_hash: str
+    weights_hash: str = ""
+    layers: dict[str, int] = field(default_factory=dict)
+    ties: dict[str, str] = field(default_factory=dict)
+    options: Options = field(default_factory=Options)
+    files: dict[str, str] = field(default_factory=dict)
+    calibration: str = ""
+    report: dict[str, Any] | None = None
 
     @property
     def name(self) -> str:
         """The model's name."""
         return self.spec.name
+
+    @property
+    def file(self) -> str:
+        """Name of the runtime's own file; "" where there is none."""
+        return next(iter(self.files), "")
 
     def save(self, path: Path) -> None:
         """Write the manifest; at no moment is half of it there."""
@@ -75,48 +94,91 @@ class Manifest:
 
     @classmethod
     def _from_values(cls, values: Any, path: Path) -> Manifest:
-        if not isinstance(values, dict) or values.pop("schema", None) != SCHEMA:
-            raise EngineError(f"{path}: not a manifest of an engine: expected schema {SCHEMA}")
+        found = values.pop("schema", None) if isinstance(values, dict) else None
+        if found != SCHEMA:
+            built = f"schema is {found}, this version reads {SCHEMA}; build it again"
+            reason = built if found else f"expected schema {SCHEMA}"
+            raise EngineError(f"{path}: not a manifest of an engine: {reason}")
         values.pop("name", None)  # for people; the spec has it
-        for field in fields(cls):
-            wanted = _JSON_TYPES.get(field.name, str)
-            found = values.get(field.name)
-            if not isinstance(found, wanted):
+        for one in fields(cls):
+            wanted = _JSON_TYPES.get(one.name, str)
+            found = values.get(one.name)
+            if not isinstance(found, wanted) and not (one.name == "report" and found is None):
                 raise EngineError(
-                    f"{path}: {field.name} must be a JSON {_JSON_NAMES[wanted]}, got {found!r}"
+                    f"{path}: {one.name} must be a JSON {_JSON_NAMES[wanted]}, got {found!r}"
                 )
         try:
             spec = ModelSpec.from_dict(values["spec"])
             buckets = check_buckets(values["buckets"])
-            return cls(**{**values, "spec": spec, "buckets": buckets})
+            options = Options.from_dict(values["options"])
+            return cls(**{**values, "spec": spec, "buckets": buckets, "options": options})
         except (ModelError, ValueError, TypeError) as error:
             raise EngineError(f"{path}: not a manifest of an engine: {error}") from None
 
-    def check(self, path: Path, *, version: str) -> None:
-        """Compare with what is here: the runtime's file and version.
+    def check_files(self, path: Path) -> None:
+        """Compare the files with their hashes.
 
         Args:
-            path: of the manifest; the runtime's file lies beside it.
-            version: of the runtime that is installed.
+            path: of the manifest; the files lie beside it.
+
+        Raises:
+            EngineError: a file is missing or another one; the text names it.
+        """
+        if not self.files:
+            raise EngineError(f"{path}: files: the manifest names none")
+        for name, wanted in self.files.items():
+            if Path(name).name != name:
+                raise EngineError(f"{path}: files: {name!r} is no name of a file beside it")
+            found = file_hash(path.parent / name)
+            if found != wanted:
+                raise EngineError(
+                    f"{path}: files: {name}: the manifest has {str(wanted)[:12]}, the file has "
+                    f"{found[:12]}; build it again"
+                )
+
+    def check_ties(self, path: Path, here: Mapping[str, str]) -> None:
+        """Compare what the files are tied to with this machine.
+
+        Args:
+            path: of the manifest.
+            here: the same fields as this machine has them.
 
         Raises:
             EngineError: the text names the field, what the manifest has and what was found.
         """
-        built = str(self.versions.get(self.kind, "none"))
-        if built.partition(".")[0] != version.partition(".")[0]:
-            raise EngineError(
-                f"{path}: version of {self.kind}: the engine was built with {built}, "
-                f"this machine has {version}; build it again"
-            )
-        found = file_hash(path.parent / self.file)
-        if found != self.file_hash:
-            raise EngineError(
-                f"{path}: file_hash: the manifest has {self.file_hash[:12]}, "
-                f"{self.file} has {found[:12]}; build it again"
-            )
+        for name, wanted in self.ties.items():
+            found = here.get(name, "nothing of the kind")
+            if found != wanted:
+                raise EngineError(
+                    f"{path}: {name}: the engine was built for {wanted}, this machine has "
+                    f"{found}; build it again"
+                )
 
 
-_JSON_TYPES: dict[str, type] = {"spec": dict, "versions": dict, "buckets": list}
+def hash_files(paths: Sequence[Path]) -> dict[str, str]:
+    """What `Manifest.files` holds of these.
+
+    Raises:
+        EngineError: one cannot be read.
+    """
+    return {path.name: file_hash(path) for path in paths}
+
+
+def versions_of(**runtime: str) -> dict[str, str]:
+    """What `Manifest.versions` holds: the runtime's, and ours."""
+    return {**runtime, "fastpose": __version__}
+
+
+_JSON_TYPES: dict[str, type] = {
+    "spec": dict,
+    "versions": dict,
+    "buckets": list,
+    "layers": dict,
+    "ties": dict,
+    "options": dict,
+    "files": dict,
+    "report": dict,
+}
 _JSON_NAMES: dict[type, str] = {dict: "object", list: "array", str: "string"}
 
 

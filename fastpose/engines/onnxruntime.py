@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from shutil import copyfile
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import onnxruntime as ort
 
 from fastpose.engines.engine import (
     BufferedEngine,
+    Job,
     Port,
     Request,
     cause,
@@ -20,7 +22,9 @@ from fastpose.engines.engine import (
     find_ports,
     split,
 )
-from fastpose.engines.manifest import Manifest, file_hash
+from fastpose.engines.manifest import Manifest, hash_files, versions_of
+from fastpose.engines.options import Options
+from fastpose.engines.source import find_graph
 from fastpose.errors import BackendError, EngineError
 
 PROVIDERS = ["CPUExecutionProvider"]
@@ -90,9 +94,9 @@ class ONNXRuntimeEngine(BufferedEngine):
                 precision_asked=request.precision,
                 buckets=request.buckets,
                 device="cpu",
-                versions={"onnxruntime": ort.__version__},
-                file=request.file.name,
-                file_hash=file_hash(request.file),
+                versions=versions_of(onnxruntime=ort.__version__),
+                files=hash_files([request.file]),
+                options=request.options,
                 weights_hash=request.weights_hash,
             ),
             self._ports.batch,
@@ -149,3 +153,20 @@ def _ports(path: Path, ports: list[Any]) -> dict[str, Port]:
         shape = tuple(axis if isinstance(axis, int) else None for axis in port.shape)
         found[port.name] = (shape, np.dtype(TYPES[port.type]))
     return found
+
+
+def suffix(precision: str, options: Options) -> str:
+    """Of the runtime's file."""
+    return ".onnx"
+
+
+def build(job: Job, out: Path) -> list[Path]:
+    """The network's graph."""
+    job.tell("export")
+    copyfile(find_graph(job.spec, job.weights)[0], out)
+    return [out]
+
+
+def ties(options: Options, device: str, built: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The version whose successors may read the file otherwise."""
+    return {"onnxruntime": ort.__version__.partition(".")[0]}

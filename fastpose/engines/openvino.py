@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from shutil import copyfile
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from openvino.frontend import (
 
 from fastpose.engines.engine import (
     BufferedEngine,
+    Job,
     Port,
     Request,
     cause,
@@ -31,7 +33,9 @@ from fastpose.engines.engine import (
     find_ports,
     split,
 )
-from fastpose.engines.manifest import Manifest, file_hash
+from fastpose.engines.manifest import Manifest, hash_files, versions_of
+from fastpose.engines.options import Options
+from fastpose.engines.source import find_graph
 from fastpose.errors import BackendError, EngineError
 
 VERSION = ov.__version__.partition("-")[0]
@@ -113,9 +117,9 @@ class OpenVINOEngine(BufferedEngine):
                 precision_asked=request.precision,
                 buckets=request.buckets,
                 device=self._device,
-                versions={"openvino": VERSION},
-                file=request.file.name,
-                file_hash=file_hash(request.file),
+                versions=versions_of(openvino=VERSION),
+                files=hash_files([request.file]),
+                options=request.options,
                 weights_hash=request.weights_hash,
             ),
             ports.batch,
@@ -231,3 +235,20 @@ def _ports(path: Path, ports: list[Any]) -> dict[str, Port]:
         axes = tuple(None if axis.is_dynamic else axis.get_length() for axis in shape)
         found[port.any_name] = (axes, np.dtype(port.get_element_type().to_dtype()))
     return found
+
+
+def suffix(precision: str, options: Options) -> str:
+    """Of the runtime's file."""
+    return ".xml" if precision == "int8" else ".onnx"
+
+
+def build(job: Job, out: Path) -> list[Path]:
+    """The network's graph, which OpenVINO compiles when it is opened, whatever the precision."""
+    job.tell("export")
+    copyfile(find_graph(job.spec, job.weights)[0], out)
+    return [out]
+
+
+def ties(options: Options, device: str, built: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The version whose successors may read the file otherwise."""
+    return {"openvino": VERSION.partition(".")[0]}

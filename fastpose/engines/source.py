@@ -62,6 +62,34 @@ def find_weights(spec: ModelSpec | DetectorSpec) -> Path | None:
     return weights
 
 
+def hash_of_weights(spec: ModelSpec | DetectorSpec, weights: Path | None = None) -> str:
+    """SHA-256 of the weights that the model has without more said; "" for random ones.
+
+    Args:
+        spec: of the model.
+        weights: a weight file instead.
+
+    Raises:
+        WeightsError: the weights or their card are damaged.
+    """
+    if weights is None and is_trained(spec):
+        return str(trained.card(spec.name).get("weights_sha256", ""))
+    return file_hash(weights) if weights else ""
+
+
+def need_torch(name: str) -> None:
+    """Refuse what can only be made from the module.
+
+    Raises:
+        BackendError: torch is not installed.
+    """
+    if find_spec("torch") is None:
+        raise BackendError(
+            f"{name} has no ONNX graph here and making one needs torch; "
+            "install the extra: fastpose-inference[torch]"
+        )
+
+
 def find_graph(spec: ModelSpec, weights: Path | None = None) -> tuple[Path, str]:
     """The ONNX graph of a registered model and the hash of the weights in it.
 
@@ -85,7 +113,7 @@ def find_graph(spec: ModelSpec, weights: Path | None = None) -> tuple[Path, str]
     if weights is None:
         weights = find_weights(spec)
     weights_hash = file_hash(weights) if weights else ""
-    path = _cache() / f"{spec.name}-{_key(spec, weights_hash)}.onnx"
+    path = cache_folder() / f"{spec.name}-{_key(spec, weights_hash)}.onnx"
     if not path.exists():
         _export(spec, weights, path)
     return path, weights_hash
@@ -105,7 +133,7 @@ def find_halves(spec: DetectorSpec, weights: Path | None = None) -> tuple[Path, 
         return first, second
     weights = weights or find_weights(spec)
     key = _key(spec, file_hash(weights) if weights else "")
-    first, second = (_cache() / f"{spec.name}-{key}.{half}.onnx" for half in HALVES)
+    first, second = (cache_folder() / f"{spec.name}-{key}.{half}.onnx" for half in HALVES)
     if not (first.exists() and second.exists()):
         _export_halves(spec, weights, first, second)
     return first, second
@@ -145,11 +173,7 @@ def _export_halves(spec: DetectorSpec, weights: Path | None, proposer: Path, hea
 
 
 def _prepare_export(name: str, folder: Path) -> None:
-    if find_spec("torch") is None:
-        raise BackendError(
-            f"{name} has no ONNX graph here and making one needs torch; "
-            "install the extra: fastpose-inference[torch]"
-        )
+    need_torch(name)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -157,7 +181,8 @@ def _prepare_export(name: str, folder: Path) -> None:
     LOG.info("%s: writing its ONNX graph into %s, once; this may take a minute", name, folder)
 
 
-def _cache() -> Path:
+def cache_folder() -> Path:
+    """Where what was made from the models is kept for this user."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "fastpose"
 

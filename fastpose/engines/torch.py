@@ -26,7 +26,7 @@ from fastpose.engines.engine import (
     check_feeds,
     choose_precision,
 )
-from fastpose.engines.manifest import Manifest, file_hash
+from fastpose.engines.manifest import Manifest, hash_files, versions_of
 from fastpose.errors import BackendError, EngineError
 from fastpose.models import create, create_detector
 from fastpose.models.spec import DetectorSpec
@@ -71,9 +71,9 @@ class TorchEngine(BufferedEngine):
                 precision_asked=request.precision,
                 buckets=request.buckets,
                 device=str(self.device),
-                versions={"torch": torch.__version__},
-                file=request.file.name if request.file else "",
-                file_hash=file_hash(request.file) if request.file else "",
+                versions=versions_of(torch=torch.__version__),
+                files=hash_files([request.file] if request.file else []),
+                options=request.options,
                 weights_hash=request.weights_hash,
             )
         )

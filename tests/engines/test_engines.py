@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import subprocess
 import sys
 import threading
@@ -15,7 +14,7 @@ import pytest
 from tiny_network import TINY, make_tiny, write_card
 
 from fastpose import models
-from fastpose.engines import Engine, Manifest, build_engine, load_engine, open_engine, open_graph
+from fastpose.engines import Engine, open_engine, open_graph
 from fastpose.engines.engine import split
 from fastpose.engines.manifest import file_hash
 from fastpose.errors import BackendError, EngineError, ModelError, WeightsError
@@ -53,16 +52,6 @@ def test_engine_equals_the_module(tiny, kind, count):
     assert (engine.manifest.kind, engine.manifest.precision) == (kind, "f32")
     assert engine.manifest.buckets == (1, 2, 4)
     assert_close(engine(images(count)), expected(images(count)))
-
-
-@pytest.mark.parametrize("single", [False, True])
-def test_a_single_view_is_the_nearest_one(tiny, monkeypatch, tmp_path, single):
-    several = replace(TINY, views=(0.5, 1.1, 2.0))
-    monkeypatch.setitem(models.MODELS, "tiny", several)
-    views = (1.1,) if single else several.views
-    assert open_tiny("torch", single_view=single).manifest.spec == replace(TINY, views=views)
-    bundle = build_engine("tiny", engine="openvino", out=tmp_path / "tiny.onnx")
-    assert open_engine(bundle, single_view=single).manifest.spec.views == views
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -462,103 +451,6 @@ def test_open_graph_of_what_is_none(tmp_path, graph):
         open_graph(graph, precision="int8")
 
 
-# Bundles
-
-
-@pytest.fixture(params=GRAPHS)
-def bundle(request, tiny, tmp_path) -> Path:
-    return build_engine(
-        "tiny", engine=request.param, buckets=(1, 3), out=tmp_path / "bundles.here" / "mine.onnx"
-    )
-
-
-@pytest.fixture(autouse=True)
-def _folder(tmp_path):
-    (tmp_path / "bundles.here").mkdir()
-
-
-def edit(path: Path, **changes: object) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-
-
-def test_a_bundle_is_a_graph_and_its_manifest(bundle):
-    assert sorted(p.name for p in bundle.parent.iterdir()) == ["mine.json", "mine.onnx"]
-    manifest = Manifest.load(bundle)
-    assert manifest.spec == TINY
-    assert (manifest.name, manifest.buckets, manifest.file) == ("tiny", (1, 3), "mine.onnx")
-    assert (manifest.precision, manifest.weights_hash) == ("f32", "ab" * 32)
-    for path in (bundle, bundle.with_suffix(".onnx")):
-        engine = load_engine(path, threads=1)
-        assert engine.manifest == replace(manifest, precision_asked="f32")
-        assert_close(engine(images(4)), expected(images(4)))
-        assert open_engine(str(path), kind=manifest.kind).manifest == engine.manifest
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"schema": 2}, "expected schema 1"),
-        ({"kind": 5}, "kind must be a JSON string, got 5"),
-        ({"kind": "tensorrt"}, "tensorrt"),
-        ({"buckets": []}, "buckets must be positive"),
-        ({"buckets": "many"}, "buckets must be a JSON array"),
-        ({"spec": {"name": "x"}}, "not a model spec"),
-        ({"surprise": 1}, "surprise"),
-        ({"versions": {}}, "was built with none, this machine has"),
-        ({"device": "TPU"}, "TPU"),
-        ({"file_hash": "0" * 64}, "file_hash: the manifest has 000000000000, mine.onnx has"),
-        ({"file": "gone.onnx"}, "gone.onnx: cannot be read"),
-        ({"precision": "f64"}, "f64"),
-    ],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
-)
-def test_a_manifest_that_does_not_fit_names_the_field(bundle, changes, words):
-    edit(bundle, **changes)
-    with pytest.raises((EngineError, BackendError)) as error:
-        load_engine(bundle)
-    assert words in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-def test_a_bundle_of_another_major_version_is_refused(bundle):
-    kind = Manifest.load(bundle).kind
-    edit(bundle, versions={kind: "0.9.1"})
-    with pytest.raises(
-        EngineError, match=rf"version of {kind}: .*built with 0\.9\.1, this machine"
-    ):
-        load_engine(bundle)
-
-
-def test_a_bundle_is_not_turned_into_something_else(bundle):
-    other = {"openvino": "onnxruntime", "onnxruntime": "openvino"}[Manifest.load(bundle).kind]
-    with pytest.raises(EngineError, match=f"kind: the engine has .*, asked was {other}"):
-        open_engine(bundle, kind=other)
-    with pytest.raises(EngineError, match="precision: the engine has f32, asked was bf16"):
-        open_engine(bundle, precision="bf16")
-
-
-@pytest.mark.parametrize("content", ["", "[1, 2]", "{}", "{", "\x00\xff"])
-def test_json_that_is_no_manifest(tmp_path, content):
-    path = tmp_path / "some.json"
-    path.write_bytes(content.encode("latin-1"))
-    with pytest.raises(EngineError, match=r"some\.json: not a manifest of an engine") as error:
-        load_engine(path)
-    assert "\n" not in str(error.value)
-    with pytest.raises(EngineError, match=r"gone\.json: no manifest of an engine"):
-        load_engine(tmp_path / "gone.onnx")
-
-
-@pytest.mark.parametrize("suffix", [".onnx", ".json"])
-def test_a_graph_beside_weights_and_their_card_names_the_weights(tmp_path, suffix):
-    """As `fastpose train` leaves them."""
-    for name in ("mine.onnx", "mine.safetensors"):
-        (tmp_path / name).touch()
-    (tmp_path / "mine.json").write_text('{"name": "cpn-light"}')
-    weights = tmp_path / "mine.safetensors"
-    with pytest.raises(EngineError, match=rf"schema 1; is it the card of {weights}\? Then give"):
-        open_engine(tmp_path / f"mine{suffix}")
-
-
 def test_a_file_is_hashed_without_being_in_memory(tmp_path):
     file = tmp_path / "large.bin"
     content = np.random.default_rng(0).bytes(1 << 20) * 16 + b"the end"
@@ -573,38 +465,3 @@ def test_a_file_is_hashed_without_being_in_memory(tmp_path):
     assert most < 4 << 20
     with pytest.raises(EngineError, match=r"none\.bin: cannot be read: No such file"):
         file_hash(tmp_path / "none.bin")
-
-
-def test_build_from_given_weights(tiny, tmp_path):
-    from fastpose.engines.build import random_network
-    from fastpose.models.weights import save_weights
-
-    save_weights(random_network("tiny").state_dict(), tmp_path / "mine.safetensors")
-    network = models.create("tiny", tmp_path / "mine.safetensors")
-    write_card(tiny, low_precision={"bf16": {"passed": True}})
-    path = build_engine(
-        "tiny",
-        precision="auto",  # what the card says is not said of these weights
-        weights=tmp_path / "mine.safetensors",
-        out=tmp_path / "bundles.here" / "own.onnx",
-    )
-    engine = load_engine(path)
-    assert engine.manifest.precision == "f32"
-    assert_close(engine(images(2)), expected(images(2), network))
-
-
-def test_what_cannot_be_built_leaves_nothing(tiny, tmp_path):
-    folder = tmp_path / "bundles.here"
-    with pytest.raises(BackendError, match="'torch' cannot be used here"):
-        build_engine("tiny", engine="torch", out=folder / "a.onnx")
-    with pytest.raises(EngineError, match=r"must end in \.onnx"):
-        build_engine("tiny", out=folder / "a.engine")
-    with pytest.raises(EngineError, match="cannot be written"):
-        build_engine("tiny", out=folder / "no" / "a.onnx")
-    with pytest.raises(BackendError, match="'bf16' cannot run in onnxruntime"):
-        build_engine("tiny", engine="onnxruntime", precision="bf16", out=folder / "a.onnx")
-    (tiny / "tiny.onnx").write_bytes(b"damaged")
-    write_card(tiny)
-    with pytest.raises(EngineError, match="not a readable ONNX graph"):
-        build_engine("tiny", out=folder / "a.onnx")
-    assert list(folder.iterdir()) == []
