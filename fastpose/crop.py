@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from fastpose import ops
-from fastpose.geometry import Doubles, boxes_to_affines, compose
+from fastpose.datasets import read_image
+from fastpose.geometry import Doubles, boxes_to_affines, compose, frame_box
 from fastpose.ops.choose import Array
 
 if TYPE_CHECKING:
@@ -71,6 +73,75 @@ def crop_people(
     """
     affines = person_affines(boxes, window)
     return crop_affines(frames, affines, window, source=source, out=out), affines
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in which picture a window is cut.
+
+    Attributes:
+        file: the picture.
+        box: [4] (x0, y0, x1, y1) of the person in pixels; None is the whole picture, unpadded.
+        rotation: degrees by which the window is turned, clockwise.
+        flip: the window is mirrored.
+        gain: the picture's brightness is multiplied by this.
+    """
+
+    file: Path
+    box: npt.NDArray[np.floating] | None = None
+    rotation: float = 0.0
+    flip: bool = False
+    gain: float = 1.0
+
+
+def cut_places(
+    places: Sequence[Place], window: Window, views: tuple[float, ...] = (1.0,)
+) -> tuple[npt.NDArray[np.float32], Doubles]:
+    """Cut all S views of N places; a picture is read once for places that follow each other.
+
+    Args:
+        places: at least one.
+        window: what to cut.
+        views: as `view_boxes`.
+
+    Returns:
+        windows [N * S, 3, h, w] float32 and their affines [N * S, 2, 3], window -> picture pixel.
+
+    Raises:
+        DataError: a picture is missing or cannot be read.
+    """
+    count = len(views)
+    windows = np.empty((len(places) * count, 3, *window.size), np.float32)
+    affines = np.empty((len(windows), 2, 3))
+    read: Path | None = None
+    for index, place in enumerate(places):
+        if place.file != read:
+            image, read = read_image(place.file), place.file
+        rows = slice(index * count, (index + 1) * count)
+        affines[rows] = place_affines(place, image.shape[:2], window, views)
+        seen = image if place.gain == 1 else _brightened(image, place.gain)
+        crop_affines(seen, affines[rows], window, out=windows[rows])
+    return windows, affines
+
+
+def place_affines(
+    place: Place, size: tuple[int, ...], window: Window, views: tuple[float, ...] = (1.0,)
+) -> Doubles:
+    """[S, 2, 3] window -> picture pixel of the views of a place in a picture of `size` (h, w)."""
+    whole = place.box is None
+    boxes = frame_box(*size) if place.box is None else place.box[None]
+    return boxes_to_affines(
+        view_boxes(boxes, views),
+        window.size,
+        padding=1.0 if whole else window.padding,
+        convention=window.convention,
+        rotation=place.rotation,
+        flip=place.flip,
+    )
+
+
+def _brightened(image: npt.NDArray[np.uint8], gain: float) -> npt.NDArray[np.uint8]:
+    return np.clip(np.rint(image * np.float32(gain)), 0, 255).astype(np.uint8)
 
 
 def person_affines(boxes: npt.NDArray[np.floating], window: Window) -> Doubles:

@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from fastpose.crop import crop_people, view_boxes
-from fastpose.datasets import CocoData, PoseData, read_image
+from fastpose.crop import Place, cut_places
+from fastpose.datasets import CocoData, PoseData
 from fastpose.errors import ModelError
 from fastpose.evaluate.joints import UNSCORED, evaluate_predictions, head_sizes
 from fastpose.evaluate.report import Report
-from fastpose.geometry import Doubles, frame_box
 from fastpose.models.joints import locate_joints
-from fastpose.models.spec import ModelSpec
 from fastpose.skeleton import Skeleton, joint_places
 from fastpose.types import Boxes, Floats, People
 
 if TYPE_CHECKING:
     from fastpose.engines import Engine
-
-Place: TypeAlias = "tuple[Path, Floats | None]"
-"""A picture's file and a person's box [4] in it, or None for the whole picture."""
 
 
 def evaluate_model(
@@ -77,8 +70,8 @@ def predict_joints(
         ModelError: the model does not know a joint of the set that its figures count.
         DataError: a picture is missing or cannot be read.
     """
-    order = _joint_order(engine.manifest.spec.joints, data.skeleton, UNSCORED)
-    places = [(s.image, s.box) for s in data.samples]
+    order = joint_order(engine.manifest.spec.joints, data.skeleton, UNSCORED)
+    places = sample_places(data)
     points, _ = _locate(engine, places, flip=flip, batch=batch, progress=progress)
     return np.where((order >= 0)[:, None], points[:, order], np.float32(np.nan))
 
@@ -108,11 +101,27 @@ def predict_people(
     Raises:
         ModelError, DataError: see `predict_joints`.
     """
-    order = _joint_order(engine.manifest.spec.joints, data.skeleton)
-    files = data.pictures.values()
-    places = [(file, box) for file, b in zip(files, found, strict=True) for box in b.boxes]
+    order = joint_order(engine.manifest.spec.joints, data.skeleton)
+    places = box_places(data, found)
     points, scores = _locate(engine, places, flip=flip, batch=batch, progress=progress)
-    points, scores = points[:, order], scores[:, order]
+    return group_people(data, found, points[:, order], scores[:, order])
+
+
+def sample_places(data: PoseData) -> list[Place]:
+    """Where the people of a set are."""
+    return [Place(s.image, s.box) for s in data.samples]
+
+
+def box_places(data: CocoData, found: Sequence[Boxes]) -> list[Place]:
+    """Where the boxes of each of a set's pictures are, picture by picture."""
+    files = data.pictures.values()
+    return [Place(file, box) for file, b in zip(files, found, strict=True) for box in b.boxes]
+
+
+def group_people(
+    data: CocoData, found: Sequence[Boxes], points: Floats, scores: Floats
+) -> list[People]:
+    """The joints in all `box_places`, [N, K, 2] and [N, K] in the data's order, by picture."""
     ends = np.cumsum([len(boxes) for boxes in found])
     return [
         People(
@@ -138,7 +147,7 @@ def _locate(
     for start in range(0, len(places), step):
         now = places[start : start + step]
         rows = slice(start, start + len(now))
-        windows, affines = _cut(now, spec)
+        windows, affines = cut_places(now, spec.window, spec.views)
         mirrored = engine(windows[..., ::-1]) if flip else None
         points[rows], scores[rows] = locate_joints(engine(windows), affines, spec, flipped=mirrored)
         if progress:
@@ -146,24 +155,7 @@ def _locate(
     return points, scores
 
 
-def _cut(places: Sequence[Place], spec: ModelSpec) -> tuple[Floats, Doubles]:
-    """All S views of N places: windows [N * S, 3, h, w] and their affines [N * S, 2, 3]."""
-    count = len(spec.views)
-    windows = np.empty((len(places) * count, 3, *spec.size), np.float32)
-    affines = np.empty((len(windows), 2, 3))
-    read: Path | None = None
-    for index, (file, box) in enumerate(places):
-        if file != read:  # people of one picture follow each other
-            image, read = read_image(file), file
-        window = spec.window if box is not None else replace(spec.window, padding=1.0)
-        boxes = frame_box(*image.shape[:2]) if box is None else box[None]
-        rows = slice(index * count, (index + 1) * count)
-        seen = view_boxes(boxes, spec.views)
-        _, affines[rows] = crop_people(image, seen, window, out=windows[rows])
-    return windows, affines
-
-
-def _joint_order(
+def joint_order(
     known: Skeleton, wanted: Skeleton, dispensable: tuple[str, ...] = ()
 ) -> npt.NDArray[np.int64]:
     """For each wanted joint, its index among the known ones; -1 for one that may be missing."""
