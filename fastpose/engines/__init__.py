@@ -16,7 +16,13 @@ import numpy as np
 from fastpose.engines import source
 from fastpose.engines.bundle import check_bundle_name, find_built, write_bundle
 from fastpose.engines.engine import Engine, Graph, Request, check_threads
-from fastpose.engines.manifest import Manifest, check_buckets, file_hash
+from fastpose.engines.manifest import (
+    DetectorManifest,
+    Manifest,
+    check_buckets,
+    file_hash,
+    read_manifest,
+)
 from fastpose.engines.options import Options
 from fastpose.engines.wrap import FAMILIES, Statement, check_used, describe, input_size
 from fastpose.errors import BackendError, EngineError
@@ -29,17 +35,21 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FAMILIES",
+    "DetectorManifest",
     "Engine",
     "Graph",
     "Manifest",
     "Options",
     "Statement",
     "choose_runtime",
+    "joint_precision",
     "load_engine",
+    "open_detector_bundle",
     "open_engine",
     "open_graph",
     "open_halves",
     "open_network",
+    "open_pair",
     "open_request",
     "runtime_module",
     "wrap_network",
@@ -112,13 +122,16 @@ def open_halves(
         weights: a weight file instead of the trained weights.
         kind: as in `open_engine`, like the rest and the errors.
         device: as there.
-        precision: as there.
+        precision: as there; "int8" is taken from the user's cache.
         threads: as there.
     """
     check_threads(threads)
     if kind == "auto" and device.startswith("cuda"):
         kind = "torch"
     kind = choose_runtime(kind, HALF_KINDS)
+    if precision == "int8":
+        path = _find_bundle(spec, Path(weights) if weights else None, kind, device, precision)
+        return open_detector_bundle(path, device=device, threads=threads)[1:]
     if weights is None and not source.is_trained(spec):
         warn_of_random_weights(spec)
     file = None if weights is None else Path(weights)
@@ -130,6 +143,49 @@ def open_halves(
             if choice in ("f32", precision):
                 raise  # nothing else is left to try
     raise AssertionError("f32 returns or raises")
+
+
+def open_detector_bundle(
+    path: str | Path,
+    *,
+    kind: str = "auto",
+    device: str = "auto",
+    precision: str = "auto",
+    threads: int | None = None,
+) -> tuple[DetectorManifest, Graph, Graph]:
+    """Open what `fastpose.build_detector` wrote.
+
+    Args:
+        path: its manifest.
+        kind: "auto" or its own; as in `open_engine`, like the rest and the errors.
+        device: as there.
+        precision: "auto" or its own.
+        threads: as there.
+
+    Returns:
+        What it says of itself, and its graphs as `open_halves` gives them.
+    """
+    check_threads(threads)
+    manifest, path = read_bundle(Path(path))
+    if not isinstance(manifest, DetectorManifest):
+        raise EngineError(f"{path}: the bundle of a pose network, which `--engine {path}` takes")
+    place = _checked_place(manifest, path, kind, device, precision)
+    files = (path.parent / manifest.graphs[0], path.parent / manifest.graphs[1])
+    first, second = open_pair(files, manifest.kind, place, manifest.precision, threads)
+    found = joint_precision(first, second)
+    if found != manifest.precision:
+        first.close()
+        second.close()
+        raise EngineError(
+            f"{path}: precision: the engine was built in {manifest.precision}, "
+            f"this machine runs it in {found}"
+        )
+    return manifest, first, second
+
+
+def joint_precision(*graphs: Graph) -> str:
+    """In which graphs compute; of several that differ, each once, with "/" between."""
+    return "/".join(dict.fromkeys(graph.precision for graph in graphs))
 
 
 def _open_halves(
@@ -145,7 +201,14 @@ def _open_halves(
 
         weights = weights or source.find_weights(spec)
         return open_torch_halves(spec, weights, device, precision, threads)
-    proposer, head = source.find_halves(spec, weights)
+    return open_pair(source.find_halves(spec, weights), kind, device, precision, threads)
+
+
+def open_pair(
+    files: tuple[Path, Path], kind: str, device: str, precision: str, threads: int | None
+) -> tuple[Graph, Graph]:
+    """Open two graphs, or none; the rest is as in `open_graph`."""
+    proposer, head = files
     first = open_graph(proposer, kind=kind, device=device, precision=precision, threads=threads)
     try:
         return first, open_graph(
@@ -246,25 +309,27 @@ def changed_spec(spec: ModelSpec, options: Options) -> ModelSpec:
 
 
 def _find_bundle(
-    spec: ModelSpec,
+    spec: ModelSpec | DetectorSpec,
     weights: Path | None,
     kind: str,
     device: str,
     precision: str,
-    options: Options,
+    options: Options | None = None,
 ) -> Path:
     """The manifest of what was built into the user's cache.
 
     Raises:
         BackendError: nothing was; the text says how.
     """
+    options = options or Options()
     ties = runtime_module(kind).ties(options, device)
     weights_hash = source.hash_of_weights(spec, weights)
     for choice in AUTO_PRECISIONS if precision == "auto" else (precision,):
         path = find_built(spec, kind, choice, weights_hash, options, ties)
-        if path and (precision != "auto" or (Manifest.load(path).report or {}).get("passed")):
+        if path and (precision != "auto" or (read_manifest(path).report or {}).get("passed")):
             return path
     asked = "" if precision == "auto" else f" --precision {precision}"
+    asked += " --calibration DIR" if precision == "int8" else ""
     given = f" --weights {weights}" if weights else ""
     raise BackendError(
         f"{spec.name}: no engine of {kind} has been built for this machine; "
@@ -420,17 +485,12 @@ def _open_bundle(
     options: Options | None,
 ) -> Engine:
     manifest, path = read_bundle(path)
-    asked = {"kind": kind, "precision": precision}
-    for field, value in asked.items():
-        if value not in ("auto", getattr(manifest, field), getattr(manifest, f"{field}_asked", "")):
-            raise EngineError(
-                f"{path}: {field}: the engine has {getattr(manifest, field)}, asked was {value}"
-            )
-    kind = choose_runtime(manifest.kind, KINDS)
-    place = manifest.device if device == "auto" else device
-    ties = runtime_module(kind).ties(manifest.options, place, manifest.ties)
-    manifest.check_ties(path, ties)
-    manifest.check_files(path)
+    if not isinstance(manifest, Manifest):
+        raise EngineError(f"{path}: the bundle of a detector, which `--detector {path}` takes")
+    place = _checked_place(manifest, path, kind, device, precision)
+    kind = manifest.kind
+    if options:
+        options.check(kind)
     request = Request(
         spec=manifest.spec.single_view() if single_view else manifest.spec,
         file=path.parent / manifest.file,
@@ -452,7 +512,29 @@ def _open_bundle(
     return engine
 
 
-def read_bundle(path: Path) -> tuple[Manifest, Path]:
+def _checked_place(
+    manifest: Manifest | DetectorManifest, path: Path, kind: str, device: str, precision: str
+) -> str:
+    """The device to open a bundle on, which is what was asked for, whole, and fits this machine.
+
+    Raises:
+        BackendError: its runtime is not there.
+        EngineError: something differs; the text names the field.
+    """
+    asked = {"kind": kind, "precision": precision}
+    for field, value in asked.items():
+        if value not in ("auto", getattr(manifest, field), getattr(manifest, f"{field}_asked", "")):
+            raise EngineError(
+                f"{path}: {field}: the engine has {getattr(manifest, field)}, asked was {value}"
+            )
+    place = manifest.device if device == "auto" else device
+    runtime = runtime_module(choose_runtime(manifest.kind, KINDS))
+    manifest.check_ties(path, runtime.ties(manifest.options, place, manifest.ties))
+    manifest.check_files(path)
+    return place
+
+
+def read_bundle(path: Path) -> tuple[Manifest | DetectorManifest, Path]:
     """A bundle's manifest and where it lies, given that or the runtime's file beside it.
 
     Raises:
@@ -468,10 +550,10 @@ def read_bundle(path: Path) -> tuple[Manifest, Path]:
     return _manifest(path), path
 
 
-def _manifest(path: Path) -> Manifest:
+def _manifest(path: Path) -> Manifest | DetectorManifest:
     """What the file says, which is no card of weights that lie beside it."""
     try:
-        return Manifest.load(path)
+        return read_manifest(path)
     except EngineError as error:
         weights = path.with_suffix(".safetensors")
         if not weights.is_file():

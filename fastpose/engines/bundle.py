@@ -12,27 +12,39 @@ from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from fastpose.engines import source
-from fastpose.engines.engine import Engine
-from fastpose.engines.manifest import file_hash, hash_files
+from fastpose.engines.manifest import DetectorManifest, Manifest, file_hash, hash_files
 from fastpose.engines.options import Options
 from fastpose.errors import EngineError
-from fastpose.models.spec import ModelSpec
+from fastpose.models.spec import DetectorSpec, ModelSpec
 
-Make = Callable[[Path], "list[Path]"]
-Open = Callable[[Path], Engine]
-Verify = Callable[[Engine], "dict[str, Any] | None"]
+
+class Opened(Protocol):
+    """What an engine and a detector have in common."""
+
+    @property
+    def manifest(self) -> Manifest | DetectorManifest:
+        """What it is; its files, ties and report need not be there yet."""
+
+    def run(self, count: int) -> Any:
+        """Run it once, with whatever lies in its input."""
+
+    def close(self) -> None:
+        """Free it."""
+
+
+OpenedT = TypeVar("OpenedT", bound=Opened)
 
 
 def write_bundle(
     out: Path,
-    make: Make,
-    open_file: Open,
+    make: Callable[[Path], list[Path]],
+    open_file: Callable[[Path], OpenedT],
     ties: Mapping[str, str],
     *,
-    verify: Verify | None = None,
+    verify: Callable[[OpenedT], dict[str, Any] | None] | None = None,
     calibration: str = "",
 ) -> Path:
     """Make a runtime's files, run them once, and put them in place with their manifest.
@@ -42,7 +54,7 @@ def write_bundle(
 
     Args:
         out: the runtime's own file; the manifest beside it ends in .json.
-        make: writes files into the folder of the path it is given, which the first of them has.
+        make: writes files into the folder of the path it is given, the runtime's own first.
         open_file: the engine of that file.
         ties: as in `Manifest`, like the last.
         verify: says how far the engine is off, or raises EngineError.
@@ -117,7 +129,7 @@ def check_bundle_name(out: Path, suffix: str) -> None:
 
 
 def built_file(
-    spec: ModelSpec,
+    spec: ModelSpec | DetectorSpec,
     kind: str,
     precision: str,
     weights_hash: str,
@@ -151,7 +163,7 @@ def built_file(
 
 
 def find_built(
-    spec: ModelSpec,
+    spec: ModelSpec | DetectorSpec,
     kind: str,
     precision: str,
     weights_hash: str,

@@ -9,27 +9,28 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 from fastpose import __version__
 from fastpose.engines.options import Options
 from fastpose.errors import EngineError, ModelError
-from fastpose.models.spec import ModelSpec
+from fastpose.models.spec import DetectorSpec, ModelSpec
 
 SCHEMA = 2
 BLOCK = 1 << 20  # bytes of a file that are in memory at once
 
+Bundle = TypeVar("Bundle", bound="Description")
 
-@dataclass(frozen=True)
-class Manifest:
-    """An engine's description.
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """What every bundle says of itself.
 
     Attributes:
-        spec: input, heat maps, joints and conventions of the network.
+        spec: how the network is fed and read.
         kind: the runtime: "openvino", "onnxruntime", "torch" or "tensorrt".
         precision: in which it computes, as the runtime reports it: "f32", "bf16", "f16" or "int8".
         precision_asked: what was asked for, "auto" included.
-        buckets: batch sizes it is compiled for, rising; the last is the largest batch of a run.
         device: in the runtime's own words, such as "CPU".
         versions: of the runtime and of fastpose, by package.
         weights_hash: SHA-256 of the weight file that the network was built from; "" for random
@@ -41,16 +42,17 @@ class Manifest:
         options: how it was built, and is run.
         files: SHA-256 by name, in the manifest's folder, the runtime's own first; {} where there
             is none.
-        calibration: SHA-256 of the windows that int8 was calibrated with; "" where there are none.
+        calibration: SHA-256 of the pictures that int8 was calibrated with; "" where there are none.
         report: how far it was from the module in f32, as `Verification.to_dict` gives it; None
             where nobody has looked.
     """
 
-    spec: ModelSpec
+    WHAT: ClassVar[str]
+
+    spec: ModelSpec | DetectorSpec
     kind: str
     precision: str
     precision_asked: str
-    buckets: tuple[int, ...]
     device: str
     versions: dict[str, str]
     weights_hash: str = ""
@@ -71,35 +73,30 @@ class Manifest:
         """Name of the runtime's own file; "" where there is none."""
         return next(iter(self.files), "")
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as `save` writes them."""
+        return {"schema": SCHEMA, "what": self.WHAT, "name": self.name, **asdict(self)}
+
     def save(self, path: Path) -> None:
         """Write the manifest; at no moment is half of it there."""
-        values = {"schema": SCHEMA, "name": self.name, **asdict(self)}
         with replaced(path) as temporary:
-            temporary.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls, path: Path) -> Manifest:
+    def load(cls: type[Bundle], path: Path) -> Bundle:
         """Read what `save` wrote.
 
         Raises:
-            EngineError: the file is missing or no manifest; the text names the field.
+            EngineError: the file is missing or no manifest of this sort; the text names the field.
         """
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise EngineError(f"{path}: no manifest of an engine: {error.strerror}") from None
-        except ValueError as error:
-            raise EngineError(f"{path}: not a manifest of an engine: {error}") from None
+        values = _read_values(path)
+        if values["what"] != cls.WHAT:
+            raise EngineError(f"{path}: the bundle of a {values['what']}, not of a {cls.WHAT}")
         return cls._from_values(values, path)
 
     @classmethod
-    def _from_values(cls, values: Any, path: Path) -> Manifest:
-        found = values.pop("schema", None) if isinstance(values, dict) else None
-        if found != SCHEMA:
-            built = f"schema is {found}, this version reads {SCHEMA}; build it again"
-            reason = built if found else f"expected schema {SCHEMA}"
-            raise EngineError(f"{path}: not a manifest of an engine: {reason}")
-        values.pop("name", None)  # for people; the spec has it
+    def _from_values(cls: type[Bundle], values: dict[str, Any], path: Path) -> Bundle:
+        values = {key: value for key, value in values.items() if key not in _FOR_PEOPLE}
         for one in fields(cls):
             wanted = _JSON_TYPES.get(one.name, str)
             found = values.get(one.name)
@@ -108,12 +105,14 @@ class Manifest:
                     f"{path}: {one.name} must be a JSON {_JSON_NAMES[wanted]}, got {found!r}"
                 )
         try:
-            spec = ModelSpec.from_dict(values["spec"])
-            buckets = check_buckets(values["buckets"])
-            options = Options.from_dict(values["options"])
-            return cls(**{**values, "spec": spec, "buckets": buckets, "options": options})
+            return cls(**{**values, **cls._parsed(values)})
         except (ModelError, ValueError, TypeError) as error:
             raise EngineError(f"{path}: not a manifest of an engine: {error}") from None
+
+    @classmethod
+    def _parsed(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """The fields that are more than plain values."""
+        return {"options": Options.from_dict(values["options"])}
 
     def check_files(self, path: Path) -> None:
         """Compare the files with their hashes.
@@ -155,6 +154,79 @@ class Manifest:
                 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Manifest(Description):
+    """A pose network's; see `Description`.
+
+    Attributes:
+        spec: input, heat maps, joints and conventions of the network.
+        buckets: batch sizes it is compiled for, rising; the last is the largest batch of a run.
+    """
+
+    WHAT = "pose network"
+
+    spec: ModelSpec
+    buckets: tuple[int, ...]
+
+    @classmethod
+    def _parsed(cls, values: dict[str, Any]) -> dict[str, Any]:
+        spec, buckets = ModelSpec.from_dict(values["spec"]), check_buckets(values["buckets"])
+        return {**super()._parsed(values), "spec": spec, "buckets": buckets}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorManifest(Description):
+    """A detector's; see `Description`.
+
+    Attributes:
+        spec: of the detector.
+        files: the graph of the proposals, that of the head, then what belongs to them.
+    """
+
+    WHAT = "detector"
+
+    spec: DetectorSpec
+
+    @property
+    def graphs(self) -> tuple[str, str]:
+        """Names of the two graphs, proposals and the head: the first of the files."""
+        first, second = list(self.files)[:2]
+        return first, second
+
+    @classmethod
+    def _parsed(cls, values: dict[str, Any]) -> dict[str, Any]:
+        if len(values["files"]) < 2:
+            raise ValueError(f"files must name two graphs, got {len(values['files'])}")
+        return {**super()._parsed(values), "spec": DetectorSpec.from_dict(values["spec"])}
+
+
+def read_manifest(path: Path) -> Manifest | DetectorManifest:
+    """What `save` of either wrote; errors as in `load`."""
+    values = _read_values(path)
+    if values["what"] == DetectorManifest.WHAT:
+        return DetectorManifest._from_values(values, path)
+    return Manifest._from_values(values, path)
+
+
+def _read_values(path: Path) -> dict[str, Any]:
+    """A manifest's values, not looked at but for what they are of."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise EngineError(f"{path}: no manifest of an engine: {error.strerror}") from None
+    except ValueError as error:
+        raise EngineError(f"{path}: not a manifest of an engine: {error}") from None
+    found = values.get("schema") if isinstance(values, dict) else None
+    if found != SCHEMA:
+        built = f"schema is {found}, this version reads {SCHEMA}; build it again"
+        reason = built if found else f"expected schema {SCHEMA}"
+        raise EngineError(f"{path}: not a manifest of an engine: {reason}")
+    sorts = (Manifest.WHAT, DetectorManifest.WHAT)
+    if values.get("what") not in sorts:
+        raise EngineError(f"{path}: what must be {' or '.join(sorts)}, got {values.get('what')!r}")
+    return values
+
+
 def hash_files(paths: Sequence[Path]) -> dict[str, str]:
     """What `Manifest.files` holds of these.
 
@@ -169,6 +241,7 @@ def versions_of(**runtime: str) -> dict[str, str]:
     return {**runtime, "fastpose": __version__}
 
 
+_FOR_PEOPLE = ("schema", "what", "name")  # of the JSON, and no fields
 _JSON_TYPES: dict[str, type] = {
     "spec": dict,
     "versions": dict,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from fastpose.crop import Window
@@ -15,7 +15,7 @@ from fastpose.models.views import REDUCES
 from fastpose.ops.decode import METHODS
 from fastpose.skeleton import SKELETONS, Skeleton, skeleton
 
-OUTPUTS = ("heatmap", "simcc", "parts", "cascade")
+OUTPUTS = ("heatmap", "simcc", "parts", "cascade", "joints")
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,9 @@ class ModelSpec:
             "parts": probabilities [P * T + 1, h, w] of the T types of the P parts of `tree`, and
             of the background;
             "cascade": for each joint the cells of a coarse map, then those of a `fine` x `fine`
-            window on it, in one vector.
+            window on it, in one vector;
+            "joints": (x, y, score) of each joint, decoded inside the graph, in cells of what were
+            its maps; several of one map are side by side, highest first.
         split: bins for each pixel of the input.
         ports: names of the graph's outputs that count: the heat maps, or x and y of the vectors;
             () where it has no others.
@@ -59,6 +61,7 @@ class ModelSpec:
             before the peak is sought; see `fastpose.models.views`.
         tree: for "parts", a name of `fastpose.models.parts.PART_TREES`.
         fine: for "cascade", the side of the windows in cells.
+        flip_inside: the graph itself averages the results of the mirrored window in.
     """
 
     name: str
@@ -88,6 +91,7 @@ class ModelSpec:
     enlarge: int = 1
     tree: str = ""
     fine: int = 0
+    flip_inside: bool = False
 
     def __post_init__(self) -> None:
         self._check_joints()
@@ -101,8 +105,11 @@ class ModelSpec:
                     f"{self.name}: {key} must be one of {', '.join(names)}, "
                     f"got {getattr(self, key)!r}"
                 )
-        if type(self.rgb) is not bool:
-            raise ModelError(f"{self.name}: rgb must be true or false, got {self.rgb!r}")
+        for key in ("rgb", "flip_inside"):
+            if type(getattr(self, key)) is not bool:
+                raise ModelError(
+                    f"{self.name}: {key} must be true or false, got {getattr(self, key)!r}"
+                )
         self._check_numbers("mean", 3, least=-math.inf)
         self._check_numbers("std", 3)
         self._check_numbers("padding", 2 if isinstance(self.padding, tuple) else None)
@@ -177,6 +184,8 @@ class ModelSpec:
                 return ((len(tree.parts) * tree.types + 1, h, w),)
             case "cascade":
                 return ((k, h * w + self.fine**2),)
+            case "joints":
+                return ((k, 3),)
         return ((k // self.peaks + self.background, h, w),)
 
     def single_view(self) -> ModelSpec:
@@ -263,3 +272,27 @@ class DetectorSpec:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as a card keeps them."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> DetectorSpec:
+        """The inverse of `to_dict`, also after a trip through JSON.
+
+        Raises:
+            ModelError: a field is missing, not known or of another type.
+        """
+        try:
+            spec = cls(**{key: _frozen(value) for key, value in values.items()})
+        except TypeError as error:
+            raise ModelError(f"not a detector spec: {error}") from None
+        sorts: dict[str, type | tuple[type, ...]]
+        sorts = {"str": str, "bool": bool, "int": int, "float": (int, float)}
+        for one in fields(cls):
+            value, sort = getattr(spec, one.name), sorts.get(str(one.type), tuple)
+            if not isinstance(value, sort):
+                raise ModelError(f"not a detector spec: {one.name}: {value!r}")
+        return spec
+
+
+def _frozen(value: Any) -> Any:
+    """Lists of JSON as the tuples that they were."""
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value

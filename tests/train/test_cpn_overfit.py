@@ -119,7 +119,17 @@ class ModuleEngine(BufferedEngine):
     """A module that nobody registered, in the place of a runtime."""
 
     def __init__(self, network: LightCPN) -> None:
-        super().__init__(Manifest(SPEC, "torch", "f32", "f32", (COUNT,), "cpu", {}, "", "", ""))
+        super().__init__(
+            Manifest(
+                spec=SPEC,
+                kind="torch",
+                precision="f32",
+                precision_asked="f32",
+                buckets=(COUNT,),
+                device="cpu",
+                versions={},
+            )
+        )
         self._network = network
 
     def _infer(self, count: int) -> None:
