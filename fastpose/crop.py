@@ -223,6 +223,23 @@ def cut_windows(
     )
 
 
+def cut_windows_at(
+    at: ops.WindowAddresses, window: Window, *, dtype: str, out_layout: str, stream: int
+) -> None:
+    """`cut_windows` by addresses, on the current CUDA device: see `fastpose.ops.warp_at`."""
+    ops.warp_at(
+        at,
+        window.size,
+        mean=window.mean,
+        std=window.std,
+        swap_rb=window.rgb,
+        border=window.border,
+        dtype=dtype,
+        out_layout=out_layout,
+        stream=stream,
+    )
+
+
 def sample_counts(affines: Doubles) -> npt.NDArray[np.int64]:
     """[N] samples per axis for each window, from how much it shrinks its source."""
     x, y = np.asarray(affines, np.float64).transpose(1, 0, 2)

@@ -9,7 +9,7 @@ import functools
 import gc
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -17,11 +17,22 @@ import numpy as np
 import numpy.typing as npt
 
 from fastpose import ops
-from fastpose.crop import cut_windows, sample_counts
+from fastpose.crop import cut_windows
+from fastpose.direct import (
+    DeviceFrames,
+    DirectFrames,
+    Indices,
+    Layout,
+    PointerEngine,
+    block_places,
+    goes_direct,
+    window_layout,
+    write_windows,
+)
 from fastpose.engines import Engine, Manifest
 from fastpose.errors import EngineError
-from fastpose.geometry import Doubles, cells_to_frame
-from fastpose.models.joints import as_joints, find_peaks, has_single_maps
+from fastpose.geometry import Doubles
+from fastpose.models.joints import find_peaks, has_single_maps
 from fastpose.ops.choose import gpu_kernels
 from fastpose.types import Floats
 
@@ -29,14 +40,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-Indices = npt.NDArray[np.int64]
-Layout = Mapping[str, tuple[tuple[int, ...], npt.DTypeLike]]
-
 LEAST_CAPABILITY = (8, 0)  # of a GPU, for which kernels are compiled
 WARM_UP = 3  # runs before a capture: kernels are compiled, algorithms chosen, constants made
-ALIGNMENT = 16  # bytes, of each array of a block
 _CAPTURES = threading.Lock()  # CUDA can hold only one capture of a process at a time
-NOBODY = -1  # source of a window that no frame has
 
 
 class StreamEngine(Protocol):
@@ -65,8 +71,8 @@ class StreamEngine(Protocol):
         """Free the runtime's memory; further use raises EngineError."""
 
 
-class FrameGraphs:
-    """From frames on a device to joints on the host: a CUDA graph for each batch size.
+class FrameGraphs(DeviceFrames):
+    """`DeviceFrames` with torch: a CUDA graph for each batch size.
 
     A replay takes one small block up (which windows of which frames), cuts the windows straight
     into the network's input, runs it, finds the peaks, and brings N x K x 3 numbers down. Frames
@@ -95,47 +101,19 @@ class FrameGraphs:
         """Frames [H, W, 3] uint8 on the device, valid until the next upload; see `FrameMemory`."""
         return self._frames.upload(frames)
 
-    def joints(
-        self, frames: Sequence[Tensor], source: Indices, affines: Doubles
-    ) -> tuple[Floats, Floats]:
-        """Cut windows out of frames, and find a joint in each map.
-
-        Args:
-            frames: [H, W, 3] uint8 each, on the device; sizes may differ.
-            source: [N] the frame of each window; N at most the largest batch size.
-            affines: [N, 2, 3] window -> frame pixel.
-
-        Returns:
-            As `fastpose.models.joints.locate_joints`.
-
-        Raises:
-            EngineError: this is closed.
-        """
-        points, scores = self._step(len(source))(frames, source, affines)
-        return as_joints(points.copy(), scores.copy(), self.manifest.spec)
-
-    def results(self, frames: Sequence[Tensor], source: Indices, affines: Doubles) -> Floats:
-        """Cut windows out of frames, and return what the network says of them.
-
-        Args, raises: as `joints`.
-
-        Returns:
-            [N, K, ...] float32, valid until the next call.
-        """
-        return self._step(len(source))(frames, source, affines)[0]
-
     def close(self) -> None:
-        """Free graphs and network; further use raises EngineError."""
+        """See `DeviceFrames.close`."""
         if self._engine is not None:
             self._steps = {}
             self._engine.close()
             self._engine = None
 
-    def _step(self, count: int) -> _Step:
+    def _find(self, frames: Sequence[Tensor], source: Indices, affines: Doubles) -> list[Floats]:
         if self._engine is None:
             raise EngineError(f"{self.manifest.name}: the engine is closed")
         # rows of nothing cost a GPU less than a second run
-        return self._steps[min(size for size in self._steps if size >= count)]
+        size = min(size for size in self._steps if size >= len(source))
+        return self._steps[size](frames, source, affines)
 
 
 class _Step:
@@ -146,16 +124,7 @@ class _Step:
 
         spec, device = engine.manifest.spec, engine.device
         self._engine, self._finds_joints = engine, finds_joints
-        self._given = Block(
-            {
-                "frames": ((size, 4), np.int64),
-                "cells": ((size, 2, 3), np.float64),
-                "affines": ((size, 2, 3), np.float32),
-                "source": ((size,), np.int32),
-                "areas": ((size,), np.int32),
-            },
-            device,
-        )
+        self._given = Block(window_layout(size), device)
         self._set_windows([], np.empty(0, np.int64), np.empty((0, 2, 3)))
         h, w = spec.size
         shape = (size, h, w, 3) if engine.layout == "nhwc" else (size, 3, h, w)
@@ -174,17 +143,10 @@ class _Step:
         return [found[: len(source)].numpy() for found in self._found]
 
     def _set_windows(self, frames: Sequence[Tensor], source: Indices, affines: Doubles) -> None:
-        """Write down which windows of which frames; those behind them belong to nobody."""
-        spec, given, count = self._engine.manifest.spec, self._given.host, len(source)
-        used, given["source"][:count] = np.unique(source, return_inverse=True)
-        given["source"][count:] = NOBODY
-        if count:
+        given, spec = self._given.host, self._engine.manifest.spec
+        used = write_windows(given, source, affines, spec, cells=self._finds_joints)
+        if len(used):
             given["frames"][: len(used)] = ops.frame_rows([frames[i] for i in used])
-        given["affines"][:count] = affines
-        given["areas"][:count] = sample_counts(affines)
-        given["areas"][count:] = 1
-        if self._finds_joints:
-            given["cells"][:count] = cells_to_frame(affines, spec.convention, spec.size, spec.cells)
 
     def _run(self) -> None:
         """What is captured: everything is enqueued, nothing waited for."""
@@ -227,11 +189,7 @@ class Block:
 
         self.host: dict[str, npt.NDArray[Any]] = {}
         self.device: dict[str, Tensor] = {}
-        places, end = {}, 0
-        for name, (shape, dtype) in layout.items():
-            start = -(-end // ALIGNMENT) * ALIGNMENT
-            end = start + int(np.prod(shape)) * np.dtype(dtype).itemsize
-            places[name] = slice(start, end)
+        places, end = block_places(layout)
         self._host = host_tensor((end,), torch.uint8, device)
         self._host.numpy()[:] = 0
         with torch.inference_mode(False):
@@ -292,12 +250,14 @@ class FrameMemory:
         return room[0][:size], room[1][:size]
 
 
-def in_graphs(engine: Engine) -> Engine | FrameGraphs:
-    """The engine itself, or in graphs where it `goes_in_graphs`.
+def in_graphs(engine: Engine) -> Engine | DeviceFrames:
+    """The engine itself, or in graphs where it `goes_in_graphs`; without torch where `goes_direct`.
 
     Raises:
-        EngineError: it cannot be captured.
+        EngineError: it cannot be captured, or its decoding kernel does not fit.
     """
+    if goes_direct(engine):
+        return DirectFrames(cast(PointerEngine, engine))
     return FrameGraphs(cast(StreamEngine, engine)) if goes_in_graphs(engine) else engine
 
 

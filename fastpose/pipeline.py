@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fastpose.crop import crop_people, person_affines, view_boxes
+from fastpose.direct import DeviceFrames
 from fastpose.engines import Engine
 from fastpose.geometry import Doubles
-from fastpose.graph import FrameGraphs
 from fastpose.models.joints import locate_joints
 from fastpose.ops.choose import Array
 from fastpose.people import as_people
@@ -18,13 +18,13 @@ from fastpose.types import Boxes, Floats, People
 
 
 def estimate(
-    frames: Sequence[Array], found: Sequence[Boxes], engine: Engine | FrameGraphs
+    frames: Sequence[Array], found: Sequence[Boxes], engine: Engine | DeviceFrames
 ) -> list[People]:
     """Find the joints of the people in each frame; all windows share the network's batches.
 
     Args:
-        frames: [H, W, 3] uint8 BGR each; sizes may differ. On the device of the graphs, if the
-            network is in graphs.
+        frames: [H, W, 3] uint8 BGR each; sizes may differ. As `DeviceFrames.upload`
+            gives them, if the network is in such.
         found: the boxes of each frame; none is an ordinary answer.
         engine: the network.
 
@@ -52,11 +52,11 @@ def _people(
     frames: Sequence[Array],
     owner: npt.NDArray[np.int64],
     boxes: Floats,
-    engine: Engine | FrameGraphs,
+    engine: Engine | DeviceFrames,
 ) -> tuple[Floats, Floats]:
     """Some people: all views of each through the network, its results straight to points."""
     spec = engine.manifest.spec
-    if isinstance(engine, FrameGraphs) and engine.finds_joints:
+    if isinstance(engine, DeviceFrames) and engine.finds_joints:
         return engine.joints(frames, owner, person_affines(boxes, spec.window))
     owner, boxes = np.repeat(owner, len(spec.views)), view_boxes(boxes, spec.views)
     largest = engine.manifest.buckets[-1]
@@ -76,10 +76,10 @@ def _windows(
     frames: Sequence[Array],
     owner: npt.NDArray[np.int64],
     boxes: Floats,
-    engine: Engine | FrameGraphs,
+    engine: Engine | DeviceFrames,
 ) -> tuple[Floats, Doubles]:
     """One batch: windows straight into the engine's own input; its results and the affines."""
-    if isinstance(engine, FrameGraphs):
+    if isinstance(engine, DeviceFrames):
         affines = person_affines(boxes, engine.manifest.spec.window)
         return engine.results(frames, owner, affines), affines
     batch = engine.buffer(len(boxes))

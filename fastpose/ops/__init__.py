@@ -1,16 +1,21 @@
 """The kernels: each a function with its reference beside it and a `backend=` argument."""
 
 from fastpose.errors import BackendError
+from fastpose.ops.cubin import DecodeBinary, DecodeKernel, compile_decode
 from fastpose.ops.decode import decode
 from fastpose.ops.fit_tree import fit_tree
 from fastpose.ops.propagate import propagate
 from fastpose.ops.render import render
 from fastpose.ops.simcc import decode_simcc
 from fastpose.ops.suppress import suppress_boxes, suppress_poses
-from fastpose.ops.warp import FrameTable, frame_rows, warp
+from fastpose.ops.warp import FrameTable, WindowAddresses, frame_rows, warp, warp_at
 
 __all__ = [
+    "DecodeBinary",
+    "DecodeKernel",
     "FrameTable",
+    "WindowAddresses",
+    "compile_decode",
     "decode",
     "decode_simcc",
     "fit_tree",
@@ -21,6 +26,7 @@ __all__ = [
     "suppress_boxes",
     "suppress_poses",
     "warp",
+    "warp_at",
 ]
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fastpose import _C_cuda
 from fastpose.ops.choose import Array, on_stream, type_name
 from fastpose.ops.constants import device_constant
-from fastpose.ops.warp import MATRICES, FrameTable, WarpOptions
+from fastpose.ops.warp import MATRICES, FrameTable, WarpOptions, WindowAddresses
 
 if TYPE_CHECKING:
     import torch
@@ -127,25 +127,53 @@ def _windows(
 def _warp_frames(
     frames: torch.Tensor | FrameTable, options: WarpOptions, common: dict[str, Any]
 ) -> None:
-    nv12 = options.layout == "nv12"
     place: dict[str, Any] = {"data": 0, "strides": (0, 0), "shape": (0, 0), "table": 0}
     if isinstance(frames, FrameTable):
         rows: Any = frames.rows
         place["table"] = rows.data_ptr()
     else:
+        nv12 = options.layout == "nv12"
         dense = frames.stride()[2:] == ((1,) if nv12 else (3, 1))
         frames = frames if dense else frames.contiguous()
         height, width = frames.shape[1:3]
         shape = (height * 2 // 3 if nv12 else height, width)
         place |= {"data": frames.data_ptr(), "strides": frames.stride()[:2], "shape": shape}
-    scale, shift = options.scale_shift()
+    _C_cuda.warp_frames(**_colours(options), **place, **common)
+
+
+def warp_at(at: WindowAddresses, dtype: str, options: WarpOptions, stream: int) -> None:
+    """As `fastpose.ops.warp.warp_at`, checked; the device is current."""
     _C_cuda.warp_frames(
-        scale=scale.tolist(),
-        shift=shift.tolist(),
-        nv12_matrix=[w for row in MATRICES[options.matrix] for w in row] if nv12 else None,
-        **place,
-        **common,
+        data=0,
+        strides=(0, 0),
+        shape=(0, 0),
+        table=at.rows,
+        affines=at.affines,
+        source=at.source,
+        areas=at.areas,
+        sources=at.count,
+        count=at.count,
+        size=options.size,
+        area=options.area,
+        border=options.border,
+        out=at.out,
+        out_type=dtype,
+        swap_rb=options.swap_rb,
+        channels_last=options.out_layout == "nhwc",
+        stream=stream,
+        **_colours(options),
     )
+
+
+def _colours(options: WarpOptions) -> dict[str, Any]:
+    """What is done to the colours of frames of bytes."""
+    scale, shift = options.scale_shift()
+    nv12 = options.layout == "nv12"
+    return {
+        "scale": scale.tolist(),
+        "shift": shift.tolist(),
+        "nv12_matrix": [w for row in MATRICES[options.matrix] for w in row] if nv12 else None,
+    }
 
 
 def _warp_maps(maps: torch.Tensor, options: WarpOptions, common: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from fastpose.ops.choose import (
     check_stream,
     choose,
     device_kind,
+    gpu_kernels,
     on_stream,
     type_name,
 )
@@ -62,6 +63,27 @@ class FrameTable:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+
+@dataclass(frozen=True)
+class WindowAddresses:
+    """Where the arrays of `warp_at` lie on a CUDA device, dense.
+
+    Attributes:
+        rows: of a `FrameTable`, [count, 4] int64.
+        affines: [count, 2, 3] float32, output pixel -> source pixel.
+        areas: [count] int32, samples per axis of each window, 1 to 16.
+        source: [count] int32, row of the frame of each window; -1 for one that is all border.
+        out: the windows.
+        count: of windows.
+    """
+
+    rows: int
+    affines: int
+    areas: int
+    source: int
+    out: int
+    count: int
 
 
 @dataclass(frozen=True)
@@ -196,6 +218,49 @@ def warp(
         run = functools.partial(_by_kernel, name, model, out, dtype, options, stream)
         return warp_with_gradient(stack, affines, source, areas, options, run)
     return _by_kernel(name, model, out, dtype, options, stream, stack, affines, source, areas)
+
+
+def warp_at(
+    at: WindowAddresses,
+    size: tuple[int, int],
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    swap_rb: bool = False,
+    border: float = 0.0,
+    dtype: str = "float32",
+    out_layout: str = "nchw",
+    stream: int,
+) -> None:
+    """`warp` of frames of bytes that lie at addresses, on the current CUDA device, without torch.
+
+    Args:
+        at: the arrays. What lies at the addresses is not checked: a wrong one is undefined.
+        size: as in `warp`, like mean, std, swap_rb, border and out_layout.
+        mean: as there.
+        std: as there.
+        swap_rb: as there.
+        border: as there.
+        dtype: of the windows: "float32", "float16" or "bfloat16".
+        out_layout: as there.
+        stream: handle; the work is enqueued there.
+
+    Raises:
+        ValueError: an argument has another type or range.
+        BackendError: the compiled kernels are not there, or there is no device.
+    """
+    if dtype not in TYPES:
+        raise ValueError(f"dtype must be one of {', '.join(TYPES)}, got {dtype!r}")
+    numbers = (None if values is None else tuple(values) for values in (mean, std))
+    options = _make_options(
+        _check_size(size), 3, *numbers, swap_rb, float(border), "hwc", out_layout, 1, "bt709"
+    )
+    obstacle = gpu_kernels()["warp"]
+    if obstacle:
+        raise BackendError(obstacle)
+    from fastpose.ops.cuda import warp_at as run
+
+    run(at, dtype, options, stream)
 
 
 def frame_rows(frames: Sequence[Array], layout: str = "hwc") -> npt.NDArray[np.int64]:

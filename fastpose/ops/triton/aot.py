@@ -20,6 +20,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 
+from fastpose.errors import BackendError
+
 OPTIONS = {"enable_fp_fusion": True}
 """Launch options of every kernel: from Triton 3.10 products and sums are not fused unasked."""
 
@@ -128,6 +130,33 @@ def compile_instance(instance: Instance, capability: int) -> CompiledKernel:
             **OPTIONS,
         },
     )
+
+
+def hidden_pointers(compiled: CompiledKernel, declared: int) -> int:
+    """How many null pointers the binary takes behind the arguments that are declared.
+
+    Args:
+        compiled: with Triton's own arguments: pointers to scratch memory, of 0 bytes.
+        declared: arguments with a place in the binary.
+
+    Raises:
+        BackendError: it needs more than that of its launcher: memory, clusters of programs.
+    """
+    metadata = compiled.metadata
+    (entry,) = re.findall(r"\.entry \w+\((.*?)\)", compiled.asm["ptx"], re.DOTALL)
+    hidden = re.findall(r"\.param \.(\w+)", entry)[declared:]
+    plain = (
+        set(hidden) <= {"u64", "b64"}
+        and (metadata.global_scratch_size, metadata.profile_scratch_size) == (0, 0)
+        and metadata.num_ctas == 1
+        and not metadata.launch_cooperative_grid
+    )
+    if not plain:
+        raise BackendError(
+            f"Triton {triton.__version__} compiles {metadata.name} to a kernel that only its own "
+            "launcher can start"
+        )
+    return len(hidden)
 
 
 def resources(compiled: CompiledKernel) -> Resources:

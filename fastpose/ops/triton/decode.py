@@ -21,6 +21,7 @@ import triton
 import triton.language as tl
 
 from fastpose.ops.constants import device_constant
+from fastpose.ops.cubin import Argument, DecodeBinary
 from fastpose.ops.decode import (
     CPN_RADIUS,
     FLAT,
@@ -34,7 +35,7 @@ from fastpose.ops.decode import (
     blur_radius,
     blur_taps,
 )
-from fastpose.ops.triton.aot import OPTIONS, Instance
+from fastpose.ops.triton.aot import OPTIONS, Instance, compile_instance, hidden_pointers
 
 if TYPE_CHECKING:
     from fastpose.ops.choose import Array
@@ -502,7 +503,10 @@ def _store(
 
 
 # One binary serves every number of joints and size that the layout of memory does not tell apart.
-@triton.jit(do_not_specialize=["k", "h", "w"])
+_UNSPECIALISED = ("k", "h", "w")
+
+
+@triton.jit(do_not_specialize=_UNSPECIALISED)
 def _decode(
     maps,
     mirrored,
@@ -600,6 +604,8 @@ def _decode(
 
 _LOADS = 12  # of 16 bytes that a thread starts before it uses the first: 48 registers
 _PROGRAMS = 128  # enough to give every multiprocessor of a large GPU one
+_STRIDES = ("step", "stage", "person", "joint")
+_TYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
 
 def decode(
@@ -749,7 +755,69 @@ def _partners(partners: tuple[int, ...], device: torch.device) -> torch.Tensor:
     return torch.tensor(partners, dtype=torch.int32, device=device)
 
 
-# What is compiled without a GPU, for the tests and the table of resources
+# What is compiled without a GPU: for binaries that are kept, for the tests, for the tables
+
+
+def compile_ahead(
+    options: DecodeOptions,
+    maps: tuple[int, int, int],
+    channels: int,
+    dtype: str,
+    capability: tuple[int, int],
+) -> DecodeBinary:
+    """`decode` of dense maps [N, channels, h, w], the first K of maps (K, h, w); any N.
+
+    Args:
+        options: without stages.
+        maps: (K, h, w).
+        channels: at least K.
+        dtype: of the maps.
+        capability: (major, minor).
+
+    Raises:
+        BackendError: this Triton compiles it to something that the driver alone cannot launch.
+    """
+    k, h, w = maps
+    cells = h * w
+    # Only one stage is read, so that its distance is none, and with it N has no meaning.
+    strides = {"step": 1, "stage": 0, "person": channels * cells, "joint": cells}
+    sizes = {"k": k, "h": h, "w": w, "cells": cells, **strides, **_backwards(strides)}
+    constants, warps = plan(
+        options,
+        (1, 1, k, cells),
+        flip=False,
+        size=4 if dtype == "float32" else 2,
+        dense=True,
+        interleaved=cells == 1,
+    )
+    programs = triton.cdiv(k, constants["CHANNELS"])
+    instance = _specialised(
+        f"decode {options.method}", constants, warps, _TYPES[dtype], sizes, flip=False,
+        affines="*fp64",
+    )  # fmt: skip
+    compiled = compile_instance(instance, 10 * capability[0] + capability[1])
+    metadata = compiled.metadata
+    hidden = hidden_pointers(compiled, len(instance.types))
+    arguments = tuple(
+        Argument(name, instance.types[name], sizes.get(name, 0))
+        for name in instance.kernel.arg_names
+        if name in instance.types
+    )
+    return DecodeBinary(
+        name=metadata.name,
+        capability=10 * capability[0] + capability[1],
+        threads=32 * warps,
+        shared=int(metadata.shared),
+        programs=programs,
+        arguments=arguments,
+        hidden=hidden,
+        maps=maps,
+        dtype=dtype,
+        peaks=options.peaks,
+        radius=len(options.taps) // 2,
+        triton=triton.__version__,
+        cubin=compiled.asm["cubin"],
+    )
 
 
 def instances() -> list[Instance]:
@@ -793,29 +861,46 @@ def _instance(
     constants, warps = plan(
         options, shape, flip=flip, size=size, dense=dense, interleaved=not dense
     )
-    constants["AFFINE"] = True
+    strides = dict(zip(_STRIDES, _strides(people, dense), strict=True))
+    sizes = {"k": 17, "h": 64, "w": 48, "cells": 64 * 48, **strides, **_backwards(strides)}
+    return _specialised(name, constants, warps, dtype, sizes, flip=flip, affines=affines)
+
+
+def _specialised(
+    name: str,
+    constants: dict[str, Any],
+    warps: int,
+    dtype: str,
+    sizes: dict[str, int],
+    *,
+    flip: bool,
+    affines: str,
+) -> Instance:
+    """The kernel for the constants of a `plan`, maps of type `dtype` and integer arguments."""
+    constants = {**constants, "AFFINE": True}
     types = {"maps": f"*{dtype}", "mirrored": f"*{dtype}", "affines": affines}
     types.update(taps="*fp64", points="*fp32", scores="*fp32")
     for name_given, given, kind in (
         ("partners", flip, "*i32"),
-        ("candidates", peaks > 1, "*fp32"),
+        ("candidates", constants["PEAKS"] > 1, "*fp32"),
     ):
         if given:
             types[name_given] = kind
         else:
             constants[name_given] = None
-    names = ("step", "stage", "person", "joint")
-    strides = dict(zip(names, _strides(people, dense), strict=True))
-    strides |= {f"back_{key}": value for key, value in strides.items()}
-    types.update(dict.fromkeys(("k", "h", "w"), "i32"))
-    sizes = {"cells": 64 * 48, **strides}
-    # As the launcher does: an integer of 1 is a constant.
-    constants.update({key: 1 for key, value in sizes.items() if value == 1})
-    types.update({key: "i32" for key, value in sizes.items() if value != 1})
-    aligned = tuple(key for key, value in sizes.items() if value % 16 == 0)
+    # As the launcher does: an integer of 1 is a constant, one that is a multiple of 16 known to be.
+    free = {key: value for key, value in sizes.items() if key not in _UNSPECIALISED}
+    constants.update({key: 1 for key, value in free.items() if value == 1})
+    types.update({key: "i32" for key in sizes if key not in constants})
+    aligned = tuple(key for key, value in free.items() if value % 16 == 0)
     return Instance(
         name, _decode, types, constants, warps, 1, aligned, registers=_most_registers(flip=flip)
     )
+
+
+def _backwards(strides: dict[str, int]) -> dict[str, int]:
+    """Those of the mirrored maps, which lie as the others do."""
+    return {f"back_{key}": value for key, value in strides.items()}
 
 
 def _strides(people: int, dense: bool) -> tuple[int, int, int, int]:
