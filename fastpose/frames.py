@@ -144,7 +144,7 @@ def _open_reader(what: str | int | Path) -> _Reader:
         return _Video(text, _url_name(text), "url")
     path = Path(text)
     if path.is_dir():
-        pictures = _pictures_of(path.iterdir())
+        pictures = picture_files(path.iterdir())
         if not pictures:
             raise FrameError(f"{path}: expected a folder with pictures, came one without any")
         return _Pictures(pictures, path.resolve().name, "folder")
@@ -158,7 +158,7 @@ def _open_reader(what: str | int | Path) -> _Reader:
     if glob.has_magic(text):
         # Path.glob takes no absolute pattern
         matches = glob.glob(text, recursive=True)  # noqa: PTH207
-        pictures = _pictures_of(map(Path, matches))
+        pictures = picture_files(map(Path, matches))
         if not pictures:
             raise FrameError(f"{text}: expected a pattern that matches pictures, it matches none")
         return _Pictures(pictures, path.parent.resolve().name, "folder")
@@ -187,7 +187,7 @@ class _Pictures:
     def read(self) -> Frame | None:
         for index, path in self._paths:
             try:
-                frame = Frame(_read_picture(path), index, 0.0, path.stem)
+                frame = Frame(read_picture(path), index, 0.0, path.stem)
             except FrameError as error:
                 self._faults.append(error)
                 continue
@@ -361,7 +361,12 @@ def _grab(capture: Any) -> Picture | None:
     return as_bgr(image) if found else None
 
 
-def _read_picture(path: Path) -> Picture:
+def read_picture(path: Path) -> Picture:
+    """The picture of a file, [H, W, 3] uint8, BGR.
+
+    Raises:
+        FrameError: it cannot be read, is no picture, or is cut off.
+    """
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -385,7 +390,8 @@ def _is_cut_off(data: bytes) -> bool:
     return data.startswith(b"\x89PNG") and b"IEND" not in data
 
 
-def _pictures_of(paths: Iterable[Path]) -> list[Path]:
+def picture_files(paths: Iterable[Path]) -> list[Path]:
+    """Those that are files with a picture's ending, 2 before 10."""
     chosen = [p for p in paths if p.suffix.lower() in PICTURE_ENDINGS and p.is_file()]
     return sorted(chosen, key=_natural_order)
 

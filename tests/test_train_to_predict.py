@@ -1,7 +1,7 @@
 """The whole life of a model: train, release, read the card, and use what was written."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import cv2
 import numpy as np
@@ -13,7 +13,6 @@ pytest.importorskip("onnxscript")
 from fastpose.cli import main
 from fastpose.engines import open_engine
 from fastpose.engines.manifest import file_hash
-from fastpose.engines.verify import Shift, measure_shift
 from fastpose.models import create, model_spec, trained
 
 SPEC = model_spec("cpn-light")
@@ -75,44 +74,3 @@ def test_train_writes_weights_graph_and_card_that_belong_together(tmp_path, caps
     assert main(["eval", "cpn-light", "--data", data, "--json"]) == 0
     metrics = json.loads(capsys.readouterr().out)["metrics"]
     assert metrics["pck@0.2"] == pytest.approx(card["accuracy"]["pck@0.2"], abs=0.01)
-
-
-class Known:
-    """An engine whose joints are where it is told."""
-
-    def __init__(self, *points, height=1.0):
-        self.manifest = type("Manifest", (), {"spec": replace(SPEC, method="argmax")})()
-        self.maps = np.zeros((1, 14, 48, 40), np.float32)
-        for k, (x, y) in enumerate(points):
-            self.maps[0, k, y, x] = height
-
-    def __call__(self, batch):
-        return self.maps
-
-
-def test_shift_is_measured_in_input_pixels_over_sure_joints():
-    windows = [np.zeros((1, 3, *SPEC.size), np.float32)]
-    reference = Known((10, 10), (20, 20), (30, 30))
-    same = measure_shift(reference, reference, windows)
-    assert (same.joints, same.median, same.largest, same.moved) == (3, 0, 0, 0)
-    moved = measure_shift(reference, Known((10, 10), (21, 20), (30, 30)), windows)
-    assert moved.largest == pytest.approx(4)  # one cell is a stride
-    assert moved.moved == pytest.approx(1 / 3)
-    lost = measure_shift(reference, Known((10, 10), (20, 20)), windows)
-    assert lost.largest == np.inf
-    assert json.loads(json.dumps(lost.to_dict(), allow_nan=False))["largest"] is None
-    with pytest.raises(ValueError, match="sure of no joint"):
-        measure_shift(Known((10, 10), height=0.2), reference, windows)
-
-
-@pytest.mark.parametrize(
-    ("shift", "loss", "passes"),
-    [
-        (Shift(100, 0.1, 0.5, 9.0, 0.005), 0.3, True),
-        (Shift(100, 0.11, 0.5, 9.0, 0.005), 0.3, False),
-        (Shift(100, 0.1, 0.5, 9.0, 0.006), 0.3, False),
-        (Shift(100, 0.1, 0.5, 9.0, 0.005), 0.31, False),
-    ],
-)
-def test_bounds_of_a_low_precision(shift, loss, passes):
-    assert shift.passes("bf16", loss) is passes

@@ -14,7 +14,7 @@ from foreign import constant_network, heatmap_network, picture, simcc_network
 import fastpose
 from fastpose.cli import main
 from fastpose.engines import Manifest, Statement, load_engine, open_engine, wrap_network
-from fastpose.engines.verify import measure_shift
+from fastpose.engines.verify import verify
 from fastpose.errors import EngineError, ModelError
 from fastpose.geometry import CONVENTIONS
 from fastpose.models import model_spec, trained
@@ -176,8 +176,8 @@ def test_other_outputs_do_no_harm_once_it_is_stated(tmp_path):
 def test_low_precision_is_measured_in_pixels(tmp_path, make):
     engine = load_engine(bundle(make(tmp_path / "net.onnx", ANY), convention="msra"), threads=1)
     windows = np.random.default_rng(0).random((3, 3, 64, 48), np.float32)
-    shift = measure_shift(engine, engine, [windows])
-    assert (shift.joints, shift.largest) == (3 * 17, 0.0)
+    found = verify(engine, engine, [windows], source="noise")
+    assert (found.shift.joints, found.shift.largest) == (3 * 17, 0.0)
 
 
 def test_peak_value_scales_the_scores(tmp_path):

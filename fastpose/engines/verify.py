@@ -1,15 +1,22 @@
-"""How far a low precision moves the joints, in pixels of the network's input."""
+"""How far an engine moves the joints of its reference, in pixels of the network's input."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from fastpose.engines.engine import Engine
+from fastpose.engines import GRAPH_KINDS, changed_spec, choose_runtime, open_request, source
+from fastpose.engines.engine import Engine, Request
+from fastpose.engines.manifest import Manifest
+from fastpose.engines.options import Options
+from fastpose.errors import BackendError, EngineError
+from fastpose.models import model_spec
 from fastpose.models.joints import locate_joints
 from fastpose.models.spec import ModelSpec
 
@@ -17,18 +24,66 @@ Floats = npt.NDArray[np.float32]
 
 CONFIDENT = 0.3  # score from which a joint counts
 FAR = 2.0  # input pixels
-MEDIAN_LIMIT = {"bf16": 0.1, "f16": 0.1, "int8": 0.5}  # input pixels
-MOVED_LIMIT = 0.005
-LOSS_LIMIT = {"bf16": 0.3, "f16": 0.3, "int8": 1.0}  # points of the data set's first metric
+BATCH = 8  # windows that the engines see, and memory holds, at once
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What an engine may differ by, at most.
+
+    Attributes:
+        median: of the shifts, in input pixels.
+        moved: share of the joints that moved by more than 2 pixels or were lost.
+        loss: what the data set's first metric may fall, in points.
+    """
+
+    median: float
+    moved: float
+    loss: float
+
+
+_FLOAT = Bounds(median=0.1, moved=0.005, loss=0.3)
+BOUNDS = {"f32": _FLOAT, "bf16": _FLOAT, "f16": _FLOAT, "int8": Bounds(0.5, 0.005, 1.0)}
+
+
+class Truth(Protocol):
+    """What is true of the windows that an engine is verified on."""
+
+    def __call__(self, points: Floats, scores: Floats) -> tuple[str, float]:
+        """A metric's name and value, in percent.
+
+        Args:
+            points: [N, K, 2] joints in all windows, in window pixels; NaN where not found.
+            scores: [N, K].
+        """
+        ...
+
+
+class Pictures(Protocol):
+    """Windows to verify an engine on; `fastpose.fixtures.Fixtures` is one."""
+
+    @property
+    def name(self) -> str:
+        """Where they come from."""
+        ...
+
+    @property
+    def truth(self) -> Truth | None:
+        """What is known of them."""
+        ...
+
+    def batches(self, size: int) -> Iterator[Floats]:
+        """All of them, [N, 3, h, w] each, at most `size` at once."""
+        ...
 
 
 @dataclass(frozen=True)
 class Shift:
-    """Distances between the joints of two engines, over those that the reference is sure of.
+    """Distances between the joints of two engines.
 
     Attributes:
         joints: how many.
-        median, p95, largest: in pixels of the network's input.
+        median, p95, largest: in pixels of the network's input; infinite for one that was lost.
         moved: share of them that moved by more than 2 pixels, or were lost.
     """
 
@@ -38,53 +93,433 @@ class Shift:
     largest: float
     moved: float
 
-    def passes(self, precision: str, loss: float) -> bool:
-        """Within the bounds of a low precision; `loss` is what the metric fell, in points."""
-        return bool(
-            self.median <= MEDIAN_LIMIT[precision]
-            and self.moved <= MOVED_LIMIT
-            and loss <= LOSS_LIMIT[precision]
-        )
+
+@dataclass(frozen=True)
+class Change:
+    """Absolute differences of scores: the median and the largest."""
+
+    median: float
+    largest: float
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a change of engine does to a figure of accuracy, in percent.
+
+    Attributes:
+        name: of the figure.
+        before: with the reference.
+        after: with the engine.
+    """
+
+    name: str
+    before: float
+    after: float
+
+    @property
+    def loss(self) -> float:
+        """How many points it fell."""
+        return self.before - self.after
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, distances to a thousandth of a pixel; None for a joint that was lost."""
+        """Plain values."""
+        return _plain({**asdict(self), "loss": self.loss}, 3)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Metric:
+        """What `to_dict` gave."""
+        return cls(str(values["name"]), _number(values["before"]), _number(values["after"]))
+
+
+@dataclass(frozen=True)
+class Verification:
+    """An engine beside its reference.
+
+    Attributes:
+        reference: runtime and precision of the reference, such as "torch f32".
+        source: "built-in", or the name of the pictures' folder or set.
+        windows: how many were looked at.
+        random: the weights are: every joint with a peak counts, not those alone that the reference
+            is sure of.
+        shift: of the joints that count.
+        score_change: of the same joints.
+        metric: where there is a ground truth; of single views.
+        layers: arithmetic layers by precision, as in `Manifest`.
+        precision_asked: the one that was to be present.
+        precision_found: the one that is.
+        reasons: what is beyond its bound, each with figure and bound.
+    """
+
+    reference: str
+    source: str
+    windows: int
+    random: bool
+    shift: Shift
+    score_change: Change
+    metric: Metric | None
+    layers: dict[str, int]
+    precision_asked: str
+    precision_found: str
+    reasons: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Nothing is beyond its bound."""
+        return not self.reasons
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as a manifest keeps them; None for a distance that is infinite."""
         return {
-            key: round(value, 4 if key == "moved" else 3) if np.isfinite(value) else None
-            for key, value in asdict(self).items()
+            "passed": self.passed,
+            **asdict(self),
+            "shift": _plain(asdict(self.shift), 3) | {"moved": round(self.shift.moved, 4)},
+            "score_change": _plain(asdict(self.score_change), 4),
+            "metric": self.metric and self.metric.to_dict(),
+            "reasons": list(self.reasons),
         }
 
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Verification:
+        """Read what `to_dict` gave.
 
-def measure_shift(reference: Engine, engine: Engine, batches: Iterable[Floats]) -> Shift:
-    """Run two engines of one network over the same windows.
+        Raises:
+            EngineError: it is something else.
+        """
+        try:
+            joints, *distances = (values["shift"][field.name] for field in fields(Shift))
+            change = (values["score_change"][field.name] for field in fields(Change))
+            metric = values["metric"]
+            return cls(
+                **{
+                    **{name: value for name, value in values.items() if name != "passed"},
+                    "shift": Shift(joints, *map(_number, distances)),
+                    "score_change": Change(*map(_number, change)),
+                    "metric": None if metric is None else Metric.from_dict(metric),
+                    "reasons": tuple(values["reasons"]),
+                }
+            )
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
+            raise EngineError(f"not the report of a verification: {error}") from None
+
+
+def verify_pictures(
+    engine: Engine,
+    pictures: Pictures,
+    *,
+    folder: Path | None = None,
+    weights: Path | None = None,
+    threads: int | None = None,
+) -> Verification:
+    """Open the reference of an engine and compare both on pictures.
 
     Args:
-        reference: the fp32 engine.
-        engine: the other one.
-        batches: windows, [N, 3, h, w] each.
+        engine: stays open.
+        pictures: windows as the engine takes them.
+        folder: as in `reference_engine`, like the rest and the errors.
+        weights: as there.
+        threads: as there.
 
     Raises:
-        ValueError: the reference is sure of no joint in all of them.
+        EngineError, ValueError: as `verify`.
     """
-    spec = reference.manifest.spec.single_view()
-    moves: list[npt.NDArray[np.floating]] = []
-    for batch in batches:
-        truth, scores = _joints(reference(batch), spec)
-        points, _ = _joints(engine(batch), spec)
-        sure = scores > CONFIDENT
-        distance = np.linalg.norm(points[sure] - truth[sure], axis=1)
-        moves.append(np.nan_to_num(distance, nan=np.inf))  # a lost joint moved as far as can be
-    all_moves = np.concatenate(moves) if moves else np.zeros(0)
-    if not len(all_moves):
-        raise ValueError("the reference is sure of no joint: nothing can be compared")
-    return Shift(
-        len(all_moves),
-        float(np.median(all_moves)),
-        float(np.quantile(all_moves, 0.95, method="higher")),
-        float(all_moves.max()),
-        float((all_moves > FAR).mean()),
+    manifest = engine.manifest
+    reference = reference_engine(manifest, folder=folder, weights=weights, threads=threads)
+    try:
+        return verify(
+            reference,
+            engine,
+            pictures.batches(BATCH),
+            source=pictures.name,
+            random=bool(manifest.spec.network) and not manifest.weights_hash,
+            truth=pictures.truth,
+        )
+    finally:
+        reference.close()
+
+
+def verify(
+    reference: Engine,
+    engine: Engine,
+    batches: Iterable[Floats],
+    *,
+    source: str,
+    random: bool = False,
+    truth: Truth | None = None,
+) -> Verification:
+    """Run two engines of one network over the same windows, and hold the second to its bounds.
+
+    A person is seen once, also by a network whose procedure joins several views. Each engine's
+    results are decoded as its own spec says, so that one with decoding inside its graph is
+    compared with one without.
+
+    Args:
+        reference: in f32.
+        engine: the one that is looked at; its precision decides the bounds.
+        batches: windows, [N, 3, h, w] each.
+        source: what the windows are, for the report.
+        random: the weights are random; see `Verification`.
+        truth: tells how accurate the joints in all windows are.
+
+    Raises:
+        EngineError: the results do not have the shape that the spec says, or the reference's are
+            not finite.
+        ValueError: the networks differ, there is no window, or the reference is sure of no joint
+            in all of them.
+    """
+    check_same_network(reference.manifest.spec, engine.manifest.spec)
+    pairs = [(_locate(reference, batch), _locate(engine, batch)) for batch in batches]
+    if not pairs:
+        raise ValueError(f"{source}: there is no window to compare the engines on")
+    expected, actual = (_Located.join([pair[side] for pair in pairs]) for side in (0, 1))
+    if expected.broken:
+        raise EngineError(
+            f"the reference, {_title(reference)}, gives values that are not finite for "
+            f"{expected.broken} of {len(expected.points)} windows"
+        )
+    counted = np.isfinite(expected.points).all(axis=2) & (random | (expected.scores > CONFIDENT))
+    if not counted.any():
+        raise ValueError(
+            f"{source}: the reference is sure of no joint in {len(counted)} windows: "
+            "nothing can be compared"
+        )
+    manifest = engine.manifest
+    asked = manifest.precision_asked
+    asked = manifest.precision if asked == "auto" else asked
+    shift = _shift(actual.points[counted] - expected.points[counted])
+    metric = _metric(truth, expected, actual)
+    reasons = (
+        *_broken_windows(actual),
+        *_beyond(BOUNDS[asked], shift, metric),
+        *_other_precision(asked, manifest),
+    )
+    return Verification(
+        reference=_title(reference),
+        source=source,
+        windows=len(counted),
+        random=random,
+        shift=shift,
+        score_change=_change(actual.scores[counted] - expected.scores[counted]),
+        metric=metric,
+        layers=dict(manifest.layers),
+        precision_asked=asked,
+        precision_found=manifest.precision,
+        reasons=reasons,
     )
 
 
-def _joints(results: Floats, spec: ModelSpec) -> tuple[Floats, Floats]:
-    """Joints in input pixels and their scores."""
-    return locate_joints(results, np.tile(np.eye(2, 3), (len(results), 1, 1)), spec)
+def check_same_network(reference: ModelSpec, spec: ModelSpec) -> None:
+    """Raise ValueError unless both take the same windows and find the same joints."""
+    for name in ("size", "joints"):
+        wanted, found = getattr(reference, name), getattr(spec, name)
+        if wanted != found:
+            texts = (getattr(wanted, "name", wanted), getattr(found, "name", found))
+            raise ValueError(f"the engines differ: {name} {texts[0]} in the reference, {texts[1]}")
+
+
+@dataclass(frozen=True)
+class _Located:
+    """Joints in window pixels.
+
+    Attributes:
+        points: [N, K, 2].
+        scores: [N, K].
+        broken: how many windows have a result that is not finite.
+    """
+
+    points: Floats
+    scores: Floats
+    broken: int
+
+    @classmethod
+    def join(cls, parts: Sequence[_Located]) -> _Located:
+        return cls(
+            np.concatenate([part.points for part in parts]),
+            np.concatenate([part.scores for part in parts]),
+            sum(part.broken for part in parts),
+        )
+
+
+def _locate(engine: Engine, batch: Floats) -> _Located:
+    spec = engine.manifest.spec.single_view()
+    results = engine(batch)
+    first, *others = spec.results
+    shape = (len(batch), *first[:-1], sum(s[-1] for s in (first, *others)))
+    if results.shape != shape:
+        raise EngineError(
+            f"{_title(engine)} of {spec.name}: the results for {len(batch)} windows must be "
+            f"{list(shape)}, got {list(results.shape)}"
+        )
+    affines = np.tile(np.eye(2, 3), (len(batch), 1, 1))
+    finite = np.isfinite(results).reshape(len(batch), -1).all(axis=1)
+    return _Located(*locate_joints(results, affines, spec), int((~finite).sum()))
+
+
+def _shift(difference: Floats) -> Shift:
+    """Of joints that differ by [N, 2]; one that was lost moved as far as can be."""
+    moves = np.nan_to_num(np.linalg.norm(difference, axis=1), nan=np.inf)
+    return Shift(
+        len(moves),
+        float(np.quantile(moves, 0.5, method="higher")),  # interpolating, inf - inf is NaN
+        float(np.quantile(moves, 0.95, method="higher")),
+        float(moves.max()),
+        float((moves > FAR).mean()),
+    )
+
+
+def _change(difference: Floats) -> Change:
+    sizes = np.abs(np.nan_to_num(difference, nan=np.inf))
+    return Change(float(np.quantile(sizes, 0.5, method="higher")), float(sizes.max()))
+
+
+def _metric(truth: Truth | None, expected: _Located, actual: _Located) -> Metric | None:
+    """None also where the set has nothing that the metric counts."""
+    if truth is None:
+        return None
+    name, before = truth(expected.points, expected.scores)
+    _, after = truth(actual.points, actual.scores)
+    return None if np.isnan(before) else Metric(name, before, after)
+
+
+def _broken_windows(found: _Located) -> Iterator[str]:
+    if found.broken:
+        yield (
+            f"values that are not finite in the results for {found.broken} of "
+            f"{len(found.points)} windows, at most 0"
+        )
+
+
+def _beyond(bounds: Bounds, shift: Shift, metric: Metric | None) -> Iterator[str]:
+    if not shift.median <= bounds.median:
+        yield f"median shift {shift.median:.4g} px, at most {bounds.median:g}"
+    if shift.moved > bounds.moved:
+        yield (
+            f"{100 * shift.moved:.4g} % of {shift.joints} joints moved by more than {FAR:g} px, "
+            f"at most {100 * bounds.moved:g} %"
+        )
+    if metric and not metric.loss <= bounds.loss:
+        yield f"{metric.name} fell by {metric.loss:.4g} points, at most {bounds.loss:g}"
+
+
+def _other_precision(asked: str, manifest: Manifest) -> Iterator[str]:
+    """What was asked for is not what most layers compute in."""
+    total, present = sum(manifest.layers.values()), manifest.layers.get(asked, 0)
+    if total and 2 * present <= total:
+        counts = ", ".join(f"{name} {count}" for name, count in manifest.layers.items())
+        yield (
+            f"{asked} was asked for, {present} of {total} layers compute in it, "
+            f"at least {total // 2 + 1} ({counts})"
+        )
+    elif not total and manifest.precision != asked:
+        yield f"{asked} was asked for, the engine computes in {manifest.precision}"
+
+
+def reference_engine(
+    manifest: Manifest,
+    *,
+    folder: Path | None = None,
+    weights: Path | None = None,
+    threads: int | None = None,
+) -> Engine:
+    """The network of an engine in f32 on the CPU, with the same weights, to compare it with.
+
+    It is the torch module; without torch its f32 graph, in another runtime than the engine's where
+    one is installed. Of a network from elsewhere there is only its graph.
+
+    Args:
+        manifest: of the engine.
+        folder: where the engine's files are, for a network from elsewhere.
+        weights: the file that it was built from; None takes the trained weights, or random ones if
+            it was built from these.
+        threads: of the runtime; None leaves the number to it.
+
+    Raises:
+        EngineError: the weights are not those of the engine, or there is no graph.
+        BackendError: no runtime can run it.
+        ModelError: the model is not known.
+    """
+    if not manifest.spec.network:
+        return _graph_of_bundle(manifest, folder, threads)
+    spec = model_spec(manifest.name)
+    options = Options(flip=manifest.options.flip, stages=manifest.options.stages)
+    _check_weights(manifest, spec, weights)
+    if find_spec("torch") is not None:
+        kind, file = "torch", weights or source.find_weights(spec)
+    else:
+        kind = _other_runtime(manifest.kind)
+        file, _ = source.find_graph(spec, weights, options)
+    return _open_reference(kind, changed_spec(spec, options), file, manifest, options, threads)
+
+
+def _check_weights(manifest: Manifest, spec: ModelSpec, weights: Path | None) -> None:
+    """Raise EngineError unless the weights are those that the engine was built from."""
+    found = source.hash_of_weights(spec, weights)
+    if found != manifest.weights_hash:
+        built, here = (value[:12] or "random ones" for value in (manifest.weights_hash, found))
+        whose = weights or f"those of {spec.name} here"
+        raise EngineError(
+            f"weights_hash: the engine was built from {built}, {whose} are {here}; "
+            "give the weight file that it was built from"
+        )
+
+
+def _graph_of_bundle(manifest: Manifest, folder: Path | None, threads: int | None) -> Engine:
+    if folder is None or not manifest.file.endswith(".onnx"):
+        raise EngineError(
+            f"{manifest.name}: a network from elsewhere is compared with its own ONNX graph, "
+            f"got {manifest.file or 'no file'}"
+        )
+    kind = _other_runtime(manifest.kind)
+    path = folder / manifest.file
+    return _open_reference(kind, manifest.spec, path, manifest, Options(), threads)
+
+
+def _other_runtime(kind: str) -> str:
+    """Of the runtimes of graphs that are installed, rather not this one."""
+    for choice in sorted(GRAPH_KINDS, key=lambda name: name == kind):
+        try:
+            return choose_runtime(choice, GRAPH_KINDS)
+        except BackendError:
+            continue
+    return choose_runtime("auto", GRAPH_KINDS)
+
+
+def _open_reference(
+    kind: str,
+    spec: ModelSpec,
+    file: Path | None,
+    manifest: Manifest,
+    options: Options,
+    threads: int | None,
+) -> Engine:
+    return open_request(
+        kind,
+        Request(
+            spec=spec,
+            file=file,
+            weights_hash=manifest.weights_hash,
+            device="cpu" if kind == "torch" else "auto",
+            precision="f32",
+            passed=frozenset(),
+            buckets=(1, BATCH),
+            threads=threads,
+            options=options,
+        ),
+    )
+
+
+def _title(engine: Engine) -> str:
+    return f"{engine.manifest.kind} {engine.manifest.precision}"
+
+
+def _plain(values: dict[str, Any], digits: int) -> dict[str, Any]:
+    """Rounded; None for what JSON has no number for."""
+    return {
+        name: (round(value, digits) if np.isfinite(value) else None)
+        if isinstance(value, float)
+        else value
+        for name, value in values.items()
+    }
+
+
+def _number(value: Any) -> float:
+    return float("inf") if value is None else float(value)

@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from torch import nn
 
 from fastpose import __version__
-from fastpose.crop import crop_people
-from fastpose.datasets import TERMS, BoxData, PoseData, read_image
+from fastpose.datasets import TERMS, BoxData, PoseData
 from fastpose.detect.fpn import TwoStageDetector
 from fastpose.engines import Engine, open_graph, open_network
 from fastpose.engines.build import export_detector, export_onnx
 from fastpose.engines.manifest import file_hash
 from fastpose.engines.source import HALVES
-from fastpose.engines.verify import LOSS_LIMIT, measure_shift
+from fastpose.engines.verify import BATCH, BOUNDS, verify
 from fastpose.errors import BackendError
 from fastpose.evaluate import FLOOR, evaluate_detector, evaluate_model
-from fastpose.geometry import frame_box
+from fastpose.fixtures import annotated
 from fastpose.models import create, create_detector
 from fastpose.models.fpn import FPNDetector
 from fastpose.models.spec import DetectorSpec, ModelSpec
@@ -173,7 +170,7 @@ def _measure_detector(
             low[precision] = {
                 "engine": kind,
                 "loss": round(100 * loss, 3),
-                "passed": 100 * loss <= LOSS_LIMIT[LOW],
+                "passed": 100 * loss <= BOUNDS[LOW].loss,
             }
     return {
         "accuracy": {
@@ -201,10 +198,7 @@ def _measure(graph: Path, weights: Path, spec: ModelSpec, data: PoseData) -> dic
         report = evaluate_model(engine, data)
         figures[f"{kind} {precision}"] = report.to_dict()
         if precision == LOW:
-            name = next(iter(report.metrics))
-            loss = figures[f"{kind} f32"][name] - report.metrics[name]
-            low[precision] = {"engine": kind, "loss": round(loss, 3)}
-            low[precision] |= _compare(reference, engine, data, loss)
+            low[precision] = {"engine": kind, **_compare(reference, engine, data)}
     first = figures["openvino f32"]
     return {
         "accuracy": {k: v for k, v in first.items() if k != "per_joint"},
@@ -214,21 +208,17 @@ def _measure(graph: Path, weights: Path, spec: ModelSpec, data: PoseData) -> dic
     }
 
 
-def _compare(reference: Engine, engine: Engine, data: PoseData, loss: float) -> dict[str, Any]:
+def _compare(reference: Engine, engine: Engine, data: PoseData) -> dict[str, Any]:
+    """Whether an engine may take the module's place, and by which figures."""
+    pictures = annotated(engine.manifest.spec, data)
+    batches = pictures.batches(BATCH)
     try:
-        shift = measure_shift(reference, engine, _windows(data, engine.manifest.spec))
+        found = verify(reference, engine, batches, source=data.name, truth=pictures.truth)
     except ValueError as error:  # barely trained: no joint scores enough to be compared
         return {"passed": False, "why": str(error)}
-    return {"passed": shift.passes(LOW, loss), "shift": shift.to_dict()}
-
-
-def _windows(data: PoseData, spec: ModelSpec) -> Iterator[npt.NDArray[np.float32]]:
-    """The data set's pictures as windows, each whole picture as one person."""
-    for sample in data.samples:
-        image = read_image(sample.image)
-        window = replace(spec.window, padding=1.0)
-        batch, _ = crop_people(image, frame_box(*image.shape[:2]), window)
-        yield batch
+    loss = {} if found.metric is None else {"loss": round(found.metric.loss, 3)}
+    why = {} if found.passed else {"why": "; ".join(found.reasons)}
+    return loss | {"passed": found.passed} | why | {"shift": found.to_dict()["shift"]}
 
 
 def _commit() -> str | None:

@@ -1,0 +1,250 @@
+"""Windows of real and drawn people: to verify engines on, and to calibrate int8 with."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from fastpose.crop import Place, cut_places, place_affines
+from fastpose.datasets import KINDS, CocoData, PoseData, open_poses, read_image
+from fastpose.detect import Detector, open_detector
+from fastpose.errors import DataError, FrameError
+from fastpose.evaluate import (
+    annotated_boxes,
+    evaluate_predictions,
+    evaluate_results,
+    people_results,
+)
+from fastpose.evaluate.joints import UNSCORED, head_sizes
+from fastpose.evaluate.model import box_places, group_people, joint_order, sample_places
+from fastpose.frames import picture_files, read_picture
+from fastpose.geometry import Doubles, apply
+from fastpose.models.spec import ModelSpec
+from fastpose.types import Boxes, Floats
+
+PICTURES = Path(__file__).with_name("pictures")
+BUILT_IN = "built-in"
+MOST = 256  # windows of a folder, unless somebody asks for another number
+BATCH = 32  # windows that are cut at once
+# Each built-in person is seen so often: turned by degrees, mirrored, brightened, the box enlarged.
+LOOKS = ((0.0, False, 1.0, 1.0), (20.0, True, 0.7, 1.15), (-35.0, False, 1.3, 0.95))
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is known of annotated windows; see `fastpose.engines.verify.Truth`.
+
+    Attributes:
+        data: the set.
+        spec: of the network that sees the windows, each person once.
+    """
+
+    data: PoseData
+    spec: ModelSpec
+
+    def __post_init__(self) -> None:
+        joint_order(self.spec.joints, self.data.skeleton, self._dispensable)
+        if self.data.name == "mpii":
+            head_sizes(self.data)
+
+    def __call__(self, points: Floats, scores: Floats) -> tuple[str, float]:
+        """The first metric of the data set and its value, in percent.
+
+        Args:
+            points: [N, K, 2] joints in all windows, in window pixels.
+            scores: [N, K].
+
+        Raises:
+            BackendError: COCO's evaluation is not installed.
+        """
+        order = joint_order(self.spec.joints, self.data.skeleton, self._dispensable)
+        frame = apply(self._affines, points.astype(np.float64)).astype(np.float32)
+        frame = np.where((order >= 0)[:, None], frame[:, order], np.float32(np.nan))
+        if isinstance(self.data, CocoData):
+            people = group_people(self.data, self._boxes, frame, scores[:, order])
+            report = evaluate_results(self.data, people_results(self.data, people))
+        else:
+            report = evaluate_predictions(self.data, frame)
+        name, value = next(iter(report.metrics.items()))
+        return name, 100 * value if report.unit == "share" else value
+
+    @cached_property
+    def places(self) -> tuple[Place, ...]:
+        """Where the windows are cut, in the order of the joints."""
+        if isinstance(self.data, CocoData):
+            return tuple(box_places(self.data, self._boxes))
+        return tuple(sample_places(self.data))
+
+    @property
+    def _boxes(self) -> list[Boxes]:
+        assert isinstance(self.data, CocoData)
+        return annotated_boxes(self.data)
+
+    @property
+    def _dispensable(self) -> tuple[str, ...]:
+        return () if isinstance(self.data, CocoData) else UNSCORED
+
+    @cached_property
+    def _affines(self) -> Doubles:
+        """[N, 2, 3] window -> picture pixel."""
+        sizes = {sample.image: sample.size for sample in self.data.samples}
+        return np.concatenate(
+            [
+                place_affines(
+                    place,
+                    (sizes[place.file] or read_image(place.file).shape[:2]),
+                    self.spec.window,
+                )
+                for place in self.places
+            ]
+        )
+
+
+@dataclass(frozen=True)
+class Fixtures:
+    """Windows that are cut when they are needed.
+
+    Attributes:
+        name: "built-in", or the name of the folder or set.
+        spec: of the network that they are cut for, each person once.
+        places: where each is cut.
+        truth: of annotated people.
+        skipped: how many pictures of a folder could not be read.
+    """
+
+    name: str
+    spec: ModelSpec
+    places: tuple[Place, ...]
+    truth: Truth | None = None
+    skipped: int = 0
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def batches(self, size: int = BATCH) -> Iterator[Floats]:
+        """All windows in order, [N, 3, h, w] float32 with at most `size` of them at once.
+
+        Raises:
+            DataError: a picture cannot be read any more.
+        """
+        for start in range(0, len(self.places), size):
+            windows, _ = cut_places(self.places[start : start + size], self.spec.window)
+            yield windows
+
+    @property
+    def windows(self) -> Floats:
+        """All of them at once, [N, 3, h, w] float32; errors as in `batches`."""
+        return np.concatenate(list(self.batches()))
+
+
+def windows(
+    spec: ModelSpec,
+    source: str | Path | None = None,
+    *,
+    limit: int | None = None,
+    threads: int | None = None,
+) -> Fixtures:
+    """Windows as a network takes them, of people in pictures.
+
+    A person is seen once, also by a network whose procedure joins several views.
+
+    Args:
+        spec: the network.
+        source: None takes the built-in pictures, of which each person is seen three times, also
+            turned, mirrored, brighter and darker; a folder of pictures gives the people that the
+            default detector finds in them, and a picture where it finds nobody as a whole;
+            KIND:PATH gives the people of an annotated set, such as "lsp:DIR", and a ground truth.
+        limit: most windows, of a COCO set most pictures; None takes 256 of a folder, all of the
+            others. Of a folder with more pictures, some are taken, evenly spread over their names.
+        threads: of the detector; None leaves the number to it.
+
+    Raises:
+        DataError: the folder has no picture that can be read, or the set cannot be read or is
+            empty.
+        ModelError: the network lacks a joint that the set's figures count.
+        ValueError: `limit` is no positive whole number.
+    """
+    if limit is not None and (type(limit) is not int or limit < 1):
+        raise ValueError(f"limit must be a whole number from 1, or None, got {limit!r}")
+    spec = spec.single_view()
+    if source is None:
+        return Fixtures(BUILT_IN, spec, tuple(_built_in_places()[:limit]))
+    if str(source).partition(":")[0] in KINDS and not Path(source).exists():
+        return annotated(spec, open_poses(str(source)).head(limit))
+    return _from_folder(spec, Path(source), limit or MOST, threads)
+
+
+def built_in_pictures() -> list[tuple[Path, Floats]]:
+    """Each picture that the package carries and the boxes [N, 4] of the people in it."""
+    rows = json.loads((PICTURES / "people.json").read_text(encoding="utf-8"))["pictures"]
+    return [(PICTURES / row["file"], np.array(row["boxes"], np.float32)) for row in rows]
+
+
+def _built_in_places() -> list[Place]:
+    """Every person upright first, so that a limit leaves the plain ones."""
+    return [
+        Place(file, _enlarged(box, zoom), rotation, flip, gain)
+        for rotation, flip, gain, zoom in LOOKS
+        for file, boxes in built_in_pictures()
+        for box in boxes
+    ]
+
+
+def _enlarged(box: Floats, factor: float) -> Floats:
+    centre, half = (box[:2] + box[2:]) / 2, (box[2:] - box[:2]) / 2
+    return np.concatenate((centre - factor * half, centre + factor * half)).astype(np.float32)
+
+
+def annotated(spec: ModelSpec, data: PoseData) -> Fixtures:
+    """Windows of the people of a set; errors as in `windows`."""
+    if not data.samples:
+        raise DataError(f"{data.name}: the {data.split} split has nobody with joints")
+    truth = Truth(data, spec.single_view())
+    return Fixtures(data.name, truth.spec, truth.places, truth)
+
+
+def _from_folder(spec: ModelSpec, folder: Path, limit: int, threads: int | None) -> Fixtures:
+    files = picture_files(folder.iterdir()) if folder.is_dir() else []
+    if not files:
+        what = "has no picture" if folder.is_dir() else "no such folder of pictures"
+        raise DataError(f"{folder}: {what}")
+    chosen = _spread(files, limit)
+    places: list[Place] = []
+    faults: list[FrameError] = []
+    with closing(open_detector("default", threads=threads)) as detector:
+        for file in chosen:
+            if len(places) >= limit:
+                break
+            try:
+                places += _people(file, detector)
+            except FrameError as error:
+                faults.append(error)
+    if not places:
+        raise DataError(f"{folder}: no picture can be read; the first: {faults[0]}")
+    if faults:
+        warnings.warn(
+            f"{folder}: {len(faults)} of {len(chosen)} pictures are left out; the first: "
+            f"{faults[0]}",
+            UserWarning,
+            stacklevel=3,
+        )
+    return Fixtures(folder.resolve().name, spec, tuple(places[:limit]), skipped=len(faults))
+
+
+def _spread(files: Sequence[Path], limit: int) -> list[Path]:
+    """At most `limit` of them, evenly spread: neighbours of a video show the same."""
+    if len(files) <= limit:
+        return list(files)
+    return [files[i] for i in np.linspace(0, len(files) - 1, limit).astype(int)]
+
+
+def _people(file: Path, detector: Detector) -> list[Place]:
+    (found,) = detector([read_picture(file)])
+    return [Place(file, box) for box in found.boxes] or [Place(file)]
