@@ -17,7 +17,7 @@ import numpy.typing as npt
 from fastpose import ops
 from fastpose.crop import cut_windows_at, sample_counts
 from fastpose.engines import Manifest
-from fastpose.engines.memory import DeviceArray, DeviceMemory, HostArray
+from fastpose.engines.memory import DeviceArray, DeviceMemory, HostArray, host_type
 from fastpose.errors import EngineError
 from fastpose.geometry import Doubles, cells_to_frame
 from fastpose.models.joints import as_joints, has_single_maps
@@ -33,30 +33,33 @@ NOBODY = -1  # source of a window that no frame has
 
 
 class PointerEngine(Protocol):
-    """An engine that works in memory of its own on a CUDA device, on the stream of that memory.
+    """An engine that only enqueues work on a stream, on memory that is given by its address.
 
     Attributes:
         manifest: what runs, and how.
-        memory: where; closed with the engine.
+        memory: of the device; closed with the engine.
+        window_type: of the windows it takes: "float32", "float16" or "bfloat16".
         layout: of the windows it takes in memory: "nchw" or "nhwc".
         decoder: the kernel that decodes its heat maps; None where it has none.
     """
 
     manifest: Manifest
     memory: DeviceMemory
+    window_type: str
     layout: str
     decoder: ops.DecodeBinary | None
 
-    def arrays(self, size: int) -> tuple[DeviceArray, Sequence[DeviceArray]]:
-        """Its own input and outputs for a batch size of the manifest, always the same.
+    def enqueue_at(self, count: int, windows: int, stream: int) -> Sequence[DeviceArray]:
+        """Enqueue a run, without waiting for it.
+
+        Args:
+            count: one of `manifest.buckets`.
+            windows: address of [count, 3, h, w] or [count, h, w, 3], dense.
+            stream: handle.
 
         Returns:
-            windows [size, 3, h, w] or [size, h, w, 3] to be written before `enqueue_at`, and the
-            results [size, ...] in the order of `ModelSpec.results`, all dense.
-        """
-
-    def enqueue_at(self, size: int) -> None:
-        """Enqueue a run from the windows to the results of that batch size, waiting for nothing.
+            The results [count, ...] in the order of `ModelSpec.results`, dense, in the engine's own
+            memory, at the same addresses each time; valid until the next run.
 
         Raises:
             EngineError: the engine is closed, or the runtime failed.
@@ -145,7 +148,11 @@ class DirectFrames(DeviceFrames):
         if engine.decoder is not None and has_single_maps(engine.manifest.spec):
             self._decoder = _Decoder(engine.memory, engine.decoder)
         self.finds_joints = self._decoder is not None
-        self._steps = {size: _Step(engine, size, self._decoder) for size in self.manifest.buckets}
+        sizes = self.manifest.buckets
+        (h, w), most = self.manifest.spec.size, sizes[-1]
+        shape = (most, h, w, 3) if engine.layout == "nhwc" else (most, 3, h, w)
+        windows = engine.memory.empty(shape, engine.window_type)
+        self._steps = {size: _Step(engine, size, windows, self._decoder) for size in sizes}
 
     def upload(self, frames: Sequence[Any]) -> list[DeviceArray]:
         """Frames on the device, valid until the next upload.
@@ -200,45 +207,50 @@ def goes_direct(engine: object) -> bool:
 class _Step:
     """Windows -> network -> joints, or results, of one batch size."""
 
-    def __init__(self, engine: PointerEngine, size: int, decoder: _Decoder | None) -> None:
+    def __init__(
+        self, engine: PointerEngine, size: int, windows: DeviceArray, decoder: _Decoder | None
+    ) -> None:
         memory, spec = engine.memory, engine.manifest.spec
-        self._engine, self._size, self._decoder = engine, size, decoder
+        self._engine, self._size, self._windows, self._decoder = engine, size, windows, decoder
         self._given = _Block(window_layout(size), memory)
-        self._windows, results = engine.arrays(size)
-        self._results = list(results)
+        with memory.current():  # the first run, which also tells where the results are
+            self._results = list(engine.enqueue_at(size, windows.address, memory.stream))
+            memory.synchronize()
+        self._types = [result.dtype for result in self._results]
+        layout = {
+            str(i): (result.shape, host_type(result.dtype))
+            for i, result in enumerate(self._results)
+        }
         if decoder is not None:
-            self._room = decoder.room(self._results[0], size, spec)
-            self._found = [_Block(decoder.layout(size), memory)]
-            return
-        self._hosts = [memory.host(r.shape, r.dtype) for r in self._results]
+            self._room = decoder.room(self._results[0], spec)
+            layout, self._types = decoder.layout(size), ["float32", "float32"]
+        self._found = _Block(layout, memory)
 
     def __call__(
         self, frames: Sequence[DeviceArray], source: Indices, affines: Doubles
     ) -> list[Floats]:
         """Points and scores, or the results, of the first N windows, valid until the next call."""
-        engine, memory = self._engine, self._engine.memory
+        engine, memory, given = self._engine, self._engine.memory, self._given
         spec, count = engine.manifest.spec, len(source)
-        used = write_windows(self._given.host, source, affines, spec, cells=bool(self._decoder))
-        self._given.host["frames"][: len(used)] = [_row(frames[i]) for i in used]
+        used = write_windows(given.host, source, affines, spec, cells=self._decoder is not None)
+        given.host["frames"][: len(used)] = [_row(frames[i]) for i in used]
         with memory.current():
-            self._given.upload()
+            given.upload()
             self._cut()
-            engine.enqueue_at(self._size)
-            if self._decoder is None:
-                for array, host in zip(self._results, self._hosts, strict=True):
-                    memory.download(array, host)
+            engine.enqueue_at(self._size, self._windows.address, memory.stream)
+            if self._decoder is not None:
+                self._decoder.enqueue(self._results[0], given, self._found, self._room)
+                self._found.download()
             else:
-                found = self._found[0]
-                self._decoder.enqueue(self._size, self._results[0], self._given, found, self._room)
-                found.download()
+                for result, host in zip(self._results, self._found.host.values(), strict=True):
+                    memory.download(result, host)
             memory.synchronize()
-        if self._decoder is not None:
-            return [self._found[0].host[name][:count] for name in ("points", "scores")]
         parts = [
-            as_float32(host[:count], array.dtype)
-            for array, host in zip(self._results, self._hosts, strict=True)
+            as_float32(host[:count], dtype)
+            for host, dtype in zip(self._found.host.values(), self._types, strict=True)
         ]
-        return parts if len(parts) == 1 else [np.concatenate(parts, axis=-1)]
+        joined = self._decoder is None and len(parts) > 1
+        return [np.concatenate(parts, axis=-1)] if joined else parts
 
     def _cut(self) -> None:
         given = self._given.device
@@ -252,7 +264,7 @@ class _Step:
                 count=self._size,
             ),
             self._engine.manifest.spec.window,
-            dtype=self._windows.dtype,
+            dtype=self._engine.window_type,
             out_layout=self._engine.layout,
             stream=self._engine.memory.stream,
         )
@@ -264,7 +276,7 @@ class _Decoder:
     def __init__(self, memory: DeviceMemory, binary: ops.DecodeBinary) -> None:
         self._memory, self._binary = memory, binary
         with memory.current():
-            self._kernel = ops.DecodeKernel(binary, memory.facts().capability)
+            self._kernel = ops.DecodeKernel(binary, memory.capability)
         self._taps = _Block({"taps": (binary.taps.shape, np.float64)}, memory)
         self._taps.host["taps"][:] = binary.taps
         self._taps.upload()
@@ -276,25 +288,28 @@ class _Decoder:
         axes = (size, k, peaks) if peaks > 1 else (size, k)
         return {"points": ((*axes, 2), np.float32), "scores": (axes, np.float32)}
 
-    def room(self, maps: DeviceArray, size: int, spec: ModelSpec) -> DeviceArray | None:
-        """Its scratch memory for maps [size, C, h, w], which are checked.
+    def room(self, maps: DeviceArray, spec: ModelSpec) -> DeviceArray | None:
+        """Its scratch memory for maps [N, C, h, w], which are checked.
 
         Raises:
             EngineError: it was compiled for other maps.
         """
         binary = self._binary
         k, h, w = binary.maps
-        compiled = f"{binary.dtype} {[size, k + spec.background, h, w]}"
-        if f"{maps.dtype} {list(maps.shape)}" != compiled:
+        compiled = f"{binary.dtype} {[k + spec.background, h, w]}"
+        found = f"{maps.dtype} {list(maps.shape[1:])}"
+        if found != compiled:
             raise EngineError(
                 f"maps of the decoding kernel: it was compiled for {compiled}, the engine gives "
-                f"{maps.dtype} {list(maps.shape)}; build it again"
+                f"{found}; build it again"
             )
-        return self._memory.empty((size, k, h, w), "float32") if binary.peaks > 1 else None
+        shape = (maps.shape[0], k, h, w)
+        return self._memory.empty(shape, "float32") if binary.peaks > 1 else None
 
     def enqueue(
-        self, size: int, maps: DeviceArray, given: _Block, found: _Block, room: DeviceArray | None
+        self, maps: DeviceArray, given: _Block, found: _Block, room: DeviceArray | None
     ) -> None:
+        """Enqueue it for all maps [N, C, h, w]."""
         addresses = {
             "maps": maps.address,
             "affines": given.device["cells"].address,
@@ -304,7 +319,7 @@ class _Decoder:
         }
         if room is not None:
             addresses["candidates"] = room.address
-        self._kernel.launch(size, addresses, self._memory.stream)
+        self._kernel.launch(maps.shape[0], addresses, self._memory.stream)
 
     def close(self) -> None:
         self._kernel.close()

@@ -83,31 +83,25 @@ class DeviceArray:
         return inner
 
 
-@dataclass(frozen=True)
-class DeviceFacts:
-    """What a file that was built for a device is compared with.
-
-    Attributes:
-        name: such as "NVIDIA H200".
-        capability: (major, minor) compute capability.
-        driver: the newest CUDA version that the driver knows, such as "13.0".
-    """
-
-    name: str
-    capability: tuple[int, int]
-    driver: str
-
-
 class DeviceMemory(ABC):
     """Memory and order of work of one device; for one thread at a time.
 
     Attributes:
         kind: a name of `KINDS`.
-        index: of the device.
+        device: such as "cuda:0".
+        gpu: its name, such as "NVIDIA H200".
+        capability: (major, minor) compute capability.
     """
 
     kind: str
-    index: int
+    device: str
+    gpu: str
+    capability: tuple[int, int]
+
+    @property
+    def driver(self) -> str:
+        """The newest version of CUDA that the driver knows, such as "13.0"."""
+        return driver_version()
 
     @property
     @abstractmethod
@@ -127,10 +121,6 @@ class DeviceMemory(ABC):
         """
 
     @abstractmethod
-    def facts(self) -> DeviceFacts:
-        """What the device is."""
-
-    @abstractmethod
     def empty(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
         """A new array on the device, of any content.
 
@@ -140,10 +130,13 @@ class DeviceMemory(ABC):
 
     @abstractmethod
     def host(self, shape: tuple[int, ...], dtype: str) -> HostArray:
-        """A new array of the host, page-locked, of any content: see `upload`."""
+        """A new array of the host, page-locked, of any content.
+
+        Copies to and from it run beside the host; those of other memory of the host wait.
+        """
 
     def upload(self, given: HostArray, array: DeviceArray) -> None:
-        """Enqueue the copy of a dense array of `host` to the device.
+        """Enqueue the copy of a dense array to the device.
 
         Its content must stay until the copy is done.
 
@@ -155,7 +148,7 @@ class DeviceMemory(ABC):
                 self._upload(given, array)
 
     def download(self, array: DeviceArray, out: HostArray) -> None:
-        """Enqueue the copy to a dense array of `host`, which is filled after `synchronize`.
+        """Enqueue the copy to a dense array, which is filled after `synchronize`.
 
         Raises:
             ValueError: the two are of different sizes, or the array is not dense.
@@ -266,7 +259,9 @@ class TorchMemory(DeviceMemory):
         _check_index(index, torch.cuda.device_count() if torch.cuda.is_available() else 0, "torch")
         self._torch: Any = torch
         self._device = torch.device("cuda", index)
-        self.index = index
+        self.device = f"cuda:{index}"
+        self.gpu = torch.cuda.get_device_name(self._device)
+        self.capability = torch.cuda.get_device_capability(self._device)
 
     @property
     def stream(self) -> int:
@@ -277,12 +272,6 @@ class TorchMemory(DeviceMemory):
         """See `DeviceMemory.current`."""
         device: AbstractContextManager[Any] = self._torch.cuda.device(self._device)
         return device
-
-    def facts(self) -> DeviceFacts:
-        """See `DeviceMemory.facts`."""
-        cuda, device = self._torch.cuda, self._device
-        capability = cuda.get_device_capability(device)
-        return DeviceFacts(cuda.get_device_name(device), capability, driver_version())
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
         """See `DeviceMemory.empty`."""
@@ -334,13 +323,16 @@ class PyCUDAMemory(DeviceMemory):
         except ImportError as error:
             raise BackendError(f"memory 'pycuda': pycuda does not load: {error}") from None
         self._driver: Any = driver
-        self.index = index
         try:
             driver.init()
             count = driver.Device.count()
         except driver.Error as error:
             raise BackendError(f"memory 'pycuda': {_first_line(error)}") from None
         _check_index(index, count, "pycuda")
+        self.device, device = f"cuda:{index}", driver.Device(index)
+        self.gpu = device.name()
+        major, minor = device.compute_capability()
+        self.capability = (major, minor)
         self._context = _pycuda_context(driver, index)
         with self.current():
             self._stream: Any = driver.Stream()
@@ -360,12 +352,6 @@ class PyCUDAMemory(DeviceMemory):
             raise EngineError(f"pycuda: {_first_line(error)}") from None
         finally:
             self._driver.Context.pop()
-
-    def facts(self) -> DeviceFacts:
-        """See `DeviceMemory.facts`."""
-        device = self._driver.Device(self.index)
-        major, minor = device.compute_capability()
-        return DeviceFacts(device.name(), (major, minor), driver_version())
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
         """See `DeviceMemory.empty`."""
@@ -421,15 +407,18 @@ class BindingsMemory(DeviceMemory):
         except ImportError as error:
             raise BackendError(f"memory 'cuda': cuda-bindings do not load: {error}") from None
         self._driver: Any = driver
-        self.index = index
         try:
             _checked(driver, driver.cuInit(0))
             count = _checked(driver, driver.cuDeviceGetCount())
         except (RuntimeError, OSError) as error:  # without a driver nothing can be called
             raise BackendError(f"memory 'cuda': {_first_line(error)}") from None
         _check_index(index, count, "cuda")
-        self._device = _checked(driver, driver.cuDeviceGet(index))
-        self._primary: _Primary | None = _Primary(driver, self._device)
+        device = _checked(driver, driver.cuDeviceGet(index))
+        self.device = f"cuda:{index}"
+        name: bytes = _checked(driver, driver.cuDeviceGetName(256, device))
+        self.gpu = name.partition(b"\0")[0].decode()
+        self.capability = _capability(driver, device)
+        self._primary: _Primary | None = _Primary(driver, device)
         with self.current():
             stream = _checked(driver, driver.cuStreamCreate(0))
         self._stream: _Owned | None = _Owned(self._primary, driver.cuStreamDestroy, stream)
@@ -442,20 +431,6 @@ class BindingsMemory(DeviceMemory):
     def current(self) -> AbstractContextManager[Any]:
         """See `DeviceMemory.current`."""
         return self._context().current()
-
-    def facts(self) -> DeviceFacts:
-        """See `DeviceMemory.facts`."""
-        driver, device = self._driver, self._device
-        name = _checked(driver, driver.cuDeviceGetName(256, device))
-        kinds = driver.CUdevice_attribute
-        major, minor = (
-            int(_checked(driver, driver.cuDeviceGetAttribute(kind, device)))
-            for kind in (
-                kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
-                kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
-            )
-        )
-        return DeviceFacts(name.partition(b"\0")[0].decode(), (major, minor), driver_version())
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
         """See `DeviceMemory.empty`."""
@@ -502,6 +477,18 @@ class BindingsMemory(DeviceMemory):
         if self._primary is None:
             raise EngineError("memory 'cuda' is closed")
         return self._primary
+
+
+def _capability(driver: Any, device: Any) -> tuple[int, int]:
+    kinds = driver.CUdevice_attribute
+    major, minor = (
+        int(_checked(driver, driver.cuDeviceGetAttribute(kind, device)))
+        for kind in (
+            kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
+            kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
+        )
+    )
+    return major, minor
 
 
 class _Primary:
