@@ -1,4 +1,4 @@
-"""From a module to an ONNX graph: batch norm folded, weights in half, nothing of this machine."""
+"""From a module to an ONNX graph: batch norm folded, types given, nothing of this machine."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,20 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from fastpose.engines.manifest import replaced
-from fastpose.errors import BackendError, EngineError
+from fastpose.engines.options import Options
+from fastpose.engines.typed import TYPES, give_types, pictures_of_noise
+from fastpose.errors import BackendError, EngineError, ModelError
 from fastpose.models import create, create_detector
+from fastpose.models.decoding import check_decodable
 from fastpose.models.fpn import FPNDetector
+from fastpose.models.predictor import Predictor, check_mirrored
 from fastpose.models.spec import DetectorSpec, ModelSpec
 from fastpose.models.weights import LARGEST_HALF
 
 OPSET = 18  # the newest that the exporter writes without conversion
+BF16_OPSET = 22  # the first whose convolutions and poolings may be bfloat16
 SEED = 0  # of random weights
+NO_OPTIONS = Options()
 
 
 def random_network(name: str) -> nn.Module:
@@ -69,27 +76,66 @@ def fold_batch_norm(module: nn.Module, image: Tensor) -> nn.Module:
     return folded
 
 
-def export_onnx(module: nn.Module, spec: ModelSpec, path: Path, half: bool = True) -> None:
+def graph_spec(spec: ModelSpec, options: Options) -> ModelSpec:
+    """The network as the graph options change it; one that is changed already stays as it is.
+
+    Raises:
+        ModelError: it cannot be changed so, and why.
+    """
+    if options.changes_graph and not spec.network:
+        raise ModelError(
+            f"{spec.name} is a graph from elsewhere: its flip test, stages and joints are outside"
+        )
+    if options.flip and not spec.flip_inside:
+        check_mirrored(spec)
+        spec = replace(spec, flip_inside=True)
+    if options.joints and spec.output != "joints":
+        check_decodable(spec)
+        spec = replace(spec, output="joints")
+    return spec
+
+
+def export_onnx(
+    module: nn.Module,
+    spec: ModelSpec,
+    path: Path,
+    half: bool = True,
+    options: Options = NO_OPTIONS,
+    precision: str = "f32",
+) -> None:
     """Write a network as one ONNX file: "image" [N, 3, h, w] -> "heatmaps" [N, K, cells].
 
     The same module gives the same bytes. N is dynamic: exported at 2, since 1 would be taken for
-    a constant. Only the maps that are decoded are written.
+    a constant. Only what leads to the results is written. With `options.joints` they are "joints"
+    [N, K, 3].
+
+    In "f16" and "bf16" the graph itself carries the types, and is meant for runtimes that keep to
+    them: the input is of that type, so that it can be cut straight into it, unless the network
+    says that its picture must be float32; the results are float32.
 
     Args:
         module: the network, float32, on the CPU.
         spec: of the network; its `size` becomes fixed.
         path: the file; its folder exists.
-        half: weights are stored as float16 with a Cast to float32 behind each, which every
-            runtime folds away when it loads; arithmetic stays float32.
+        half: for "f32", weights are stored as float16 with a Cast to float32 behind each, which
+            every runtime folds away when it loads; arithmetic stays float32.
+        options: those of the graph count.
+        precision: "f32", "f16" or "bf16", as `predictor` gives it.
 
     Raises:
         BackendError: the exporter is not installed.
         EngineError: the module cannot be traced, or the folder cannot be written.
+        ModelError: as in `graph_spec`, or there is no such stage.
     """
-    image = torch.zeros(2, 3, *spec.size)
-    network = predictor(module, image)
+    network = predictor(module, spec, options, precision)
+    image = torch.zeros(2, 3, *spec.size, dtype=input_type(module, precision))
     batch = ({0: torch.export.Dim("batch")},)
-    _write_onnx(network, image, path, ["image"], ["heatmaps"], half=half, dynamic=batch)
+    result = "joints" if options.joints else "heatmaps"
+    store_half = half and precision == "f32"
+    opset = BF16_OPSET if precision == "bf16" else OPSET
+    _write_onnx(
+        network, image, path, ["image"], [result], half=store_half, dynamic=batch, opset=opset
+    )
 
 
 def export_detector(
@@ -145,6 +191,7 @@ def _write_onnx(
     *,
     half: bool,
     dynamic: tuple[Any, ...] | None = None,
+    opset: int = OPSET,
 ) -> None:
     try:
         import onnx
@@ -161,7 +208,7 @@ def _write_onnx(
             dynamic_shapes=dynamic,
             input_names=inputs,
             output_names=outputs,
-            opset_version=OPSET,
+            opset_version=opset,
             verbose=False,
         )
     assert program is not None, "the exporter returns a program when no file is named"
@@ -193,23 +240,38 @@ class _Head(nn.Module):
         return self.detector.classify(windows)
 
 
-def predictor(network: nn.Module, image: Tensor) -> nn.Module:
-    """What every runtime runs of a pose network: `predict`, batch norm folded.
+def predictor(
+    network: nn.Module,
+    spec: ModelSpec,
+    options: Options = NO_OPTIONS,
+    precision: str = "f32",
+) -> nn.Module:
+    """What every runtime runs of a pose network, batch norm folded.
 
     Args:
-        network: of `fastpose.create`.
-        image: see `fold_batch_norm`, like the errors.
+        network: of `fastpose.create`, float32, on the CPU.
+        spec: of the network.
+        options: those of the graph count.
+        precision: "f32", or "f16" or "bf16" by `give_types`: it then takes windows of
+            `input_type` and gives float32, and must be moved without changing its types.
+
+    Raises:
+        EngineError: the module cannot be traced.
+        ModelError: as in `graph_spec`, or there is no such stage.
     """
-    return fold_batch_norm(_Predictor(network), image)
+    graph_spec(spec, options)
+    wanted = Predictor(
+        network, spec, flip=options.flip, stages=options.stages, joints=options.joints
+    )
+    module = fold_batch_norm(wanted, torch.zeros(2, 3, *spec.size))
+    if precision != "f32":
+        give_types(module, precision, pictures_of_noise(spec))
+    return module
 
 
-class _Predictor(nn.Module):
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, image: Tensor) -> Tensor:
-        return self.network.predict(image)
+def input_type(network: nn.Module, precision: str) -> torch.dtype:
+    """Of the windows that `predictor` takes."""
+    return torch.float32 if getattr(network, "exact_picture", False) else TYPES[precision]
 
 
 @contextmanager
@@ -230,6 +292,8 @@ def _foldable(module: nn.Module, image: Tensor) -> Iterator[tuple[str, str]]:
     """Names of each convolution whose result goes to one batch norm and nowhere else."""
     try:
         program = torch.export.export(module, (image,))
+    except ModelError:
+        raise
     except Exception as error:  # whatever the module's own code raises while it is traced
         reason = str(error).partition("\n")[0]
         raise EngineError(f"{type(module).__name__} cannot be traced: {reason}") from None

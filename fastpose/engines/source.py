@@ -7,16 +7,20 @@ import json
 import logging
 import os
 import warnings
+from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
 from fastpose.engines.manifest import file_hash
+from fastpose.engines.options import Options
 from fastpose.errors import BackendError, EngineError, WeightsError
 from fastpose.models import model_spec, trained
 from fastpose.models.spec import DetectorSpec, ModelSpec
 
+GRAPH_PRECISIONS = ("f32", "bf16", "f16")
 HALVES = ("rpn", "head")  # of a detector
+NO_OPTIONS = Options()
 LOG = logging.getLogger(__name__)
 
 
@@ -90,22 +94,37 @@ def need_torch(name: str) -> None:
         )
 
 
-def find_graph(spec: ModelSpec, weights: Path | None = None) -> tuple[Path, str]:
+def find_graph(
+    spec: ModelSpec,
+    weights: Path | None = None,
+    options: Options = NO_OPTIONS,
+    precision: str = "f32",
+) -> tuple[Path, str]:
     """The ONNX graph of a registered model and the hash of the weights in it.
 
     Args:
-        spec: of the model.
+        spec: of the model, whether or not the graph options have changed it.
         weights: a weight file; None takes the trained graph, else the trained weights, else random
             ones. What has no graph yet is exported once into the user's cache, which the log says
             at its level INFO.
+        options: those of the graph count.
+        precision: "f32", or "f16" or "bf16" for a graph that carries these types itself: see
+            `fastpose.engines.build.export_onnx`.
 
     Raises:
+        ModelError: the network cannot be changed as the options say.
         BackendError: an export is needed and torch is not installed.
         WeightsError: the weights or the card are damaged or of another network.
         EngineError: the cache cannot be written.
+        ValueError: a graph cannot have that precision.
     """
+    if precision not in GRAPH_PRECISIONS:
+        raise ValueError(
+            f"precision must be one of {', '.join(GRAPH_PRECISIONS)}, got {precision!r}"
+        )
+    plain = precision == "f32" and not options.changes_graph
     graph = trained.graph_path(spec.name)
-    if weights is None and graph is not None:
+    if weights is None and plain and graph is not None:
         card = trained.card(spec.name)
         if card.get("graph_sha256") != file_hash(graph):
             raise WeightsError(f"{graph}: not the graph that {spec.name}.json describes")
@@ -113,9 +132,16 @@ def find_graph(spec: ModelSpec, weights: Path | None = None) -> tuple[Path, str]
     if weights is None:
         weights = find_weights(spec)
     weights_hash = file_hash(weights) if weights else ""
-    path = cache_folder() / f"{spec.name}-{_key(spec, weights_hash)}.onnx"
+    output = "joints" if options.joints else spec.output
+    key = _key(
+        replace(spec, flip_inside=options.flip, output=output),
+        weights_hash,
+        options.stages,
+        precision,
+    )
+    path = cache_folder() / f"{spec.name}-{key}.onnx"
     if not path.exists():
-        _export(spec, weights, path)
+        _export(spec, weights, path, options, precision)
     return path, weights_hash
 
 
@@ -154,13 +180,15 @@ def passed(spec: ModelSpec | DetectorSpec) -> frozenset[str]:
     return frozenset(name for name, record in records.items() if record.get("passed") is True)
 
 
-def _export(spec: ModelSpec, weights: Path | None, path: Path) -> None:
+def _export(
+    spec: ModelSpec, weights: Path | None, path: Path, options: Options, precision: str
+) -> None:
     _prepare_export(spec.name, path.parent)
     from fastpose.engines.build import export_onnx, random_network
     from fastpose.models import create
 
     network = random_network(spec.name) if weights is None else create(spec.name, weights=weights)
-    export_onnx(network, spec, path, half=False)
+    export_onnx(network, spec, path, half=False, options=options, precision=precision)
 
 
 def _export_halves(spec: DetectorSpec, weights: Path | None, proposer: Path, head: Path) -> None:
@@ -187,9 +215,10 @@ def cache_folder() -> Path:
     return Path(base) / "fastpose"
 
 
-def _key(spec: ModelSpec | DetectorSpec, weights_hash: str) -> str:
+def _key(spec: ModelSpec | DetectorSpec, *asked: str) -> str:
     """Hash of all that the graph follows from: spec, weights, the networks' and exporter's code."""
     folder = Path(str(import_module("fastpose.models").__file__)).parent
-    sources = [*sorted(folder.glob("*.py")), Path(__file__).with_name("build.py")]
-    parts = [json.dumps(spec.to_dict(), sort_keys=True), weights_hash, *map(file_hash, sources)]
+    here = Path(__file__)
+    sources = [*sorted(folder.glob("*.py")), here.with_name("build.py"), here.with_name("typed.py")]
+    parts = [json.dumps(spec.to_dict(), sort_keys=True), *asked, *map(file_hash, sources)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -36,9 +38,14 @@ def locate_joints(
         points [N, K, 2] in frame pixels, NaN where there is no peak, and scores [N, K].
 
     Raises:
-        ModelError: `flipped` was given for a network whose mirrored results have no meaning.
+        ModelError: `flipped` was given for a network whose mirrored results have no meaning, or
+            whose graph has averaged them in, or has found the joints, already.
     """
+    if flipped is not None and spec.flip_inside:
+        raise ModelError(f"{spec.name}: the graph itself averages the mirrored windows in")
     match spec.output:
+        case "joints":
+            return _read_joints(results, affines, spec, flipped)
         case "simcc":
             points, scores = _read_vectors(results, affines, spec, flipped)
         case "cascade":
@@ -80,10 +87,7 @@ def find_peaks(
     pairs = [(a // spec.peaks, b // spec.peaks) for a, b in spec.joints.flip_pairs]
     return ops.decode(
         results,
-        method=spec.method,
-        sigma=spec.sigma,
-        peak_value=spec.peak_value,
-        peaks=spec.peaks,
+        **_peak_choices(spec),
         flipped=flipped,
         flip_pairs=None if flipped is None else [(a, b) for a, b in pairs if a != b],
         flip_shift=CONVENTIONS[spec.convention].flip_shift,
@@ -91,11 +95,55 @@ def find_peaks(
     )
 
 
+def compile_peaks(spec: ModelSpec, dtype: str, capability: tuple[int, int]) -> ops.DecodeBinary:
+    """`find_peaks` for a network that `has_single_maps`, compiled for a GPU.
+
+    Args:
+        spec: the network.
+        dtype: of its heat maps, "float32", "float16" or "bfloat16".
+        capability: compute capability of the device.
+
+    Raises:
+        BackendError: triton is not there.
+    """
+    (channels, h, w), choices = spec.results[0], _peak_choices(spec)
+    maps = (channels - spec.background, h, w)
+    return ops.compile_decode(maps, dtype, capability, channels=channels, **choices)
+
+
+def _peak_choices(spec: ModelSpec) -> dict[str, Any]:
+    """What `ops.decode` is told of a network's heat maps."""
+    return {
+        "method": spec.method,
+        "sigma": spec.sigma,
+        "peak_value": spec.peak_value,
+        "peaks": spec.peaks,
+    }
+
+
 def as_joints(points: Floats, scores: Floats, spec: ModelSpec) -> tuple[Floats, Floats]:
     """What `find_peaks` found, on the host, as `locate_joints` returns it."""
     if spec.peaks > 1:
         points, scores = _order_peaks(points, scores)
     return points, _known(points, scores)
+
+
+def _read_joints(
+    results: Floats, affines: Doubles, spec: ModelSpec, flipped: Floats | None
+) -> tuple[Floats, Floats]:
+    """Joints that the graph has found, brought into the frame."""
+    if flipped is not None:
+        raise ModelError(
+            f"{spec.name}: the graph finds the joints itself; "
+            "for a flip test it must be built with one inside"
+        )
+    cells = cells_to_frame(affines, spec.convention, spec.size, spec.cells)
+    points = apply(cells, results[..., :2].astype(np.float64)).astype(np.float32)
+    scores = results[..., 2].copy()
+    if spec.peaks > 1:
+        maps = (len(results), -1, spec.peaks)
+        points, scores = points.reshape(*maps, 2), scores.reshape(maps)
+    return as_joints(points, scores, spec)
 
 
 def _known(points: Floats, scores: Floats) -> Floats:

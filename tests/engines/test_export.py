@@ -117,7 +117,7 @@ def test_half_weights_are_the_rounded_weights(tmp_path, kind):
     path = tmp_path / "half.onnx"
     export_onnx(make_tiny(), TINY, path)
     image = np.random.default_rng(0).normal(size=(3, 3, *TINY.size)).astype(np.float32)
-    rounded = predictor(make_tiny(), torch.zeros(2, 3, *TINY.size))
+    rounded = predictor(make_tiny(), TINY)
     for parameter in rounded.parameters():
         if parameter.ndim >= 2:
             parameter.data = parameter.data.half().float()
