@@ -1,0 +1,251 @@
+"""Checks of what lies on the disk: a bundle that does not fit is refused, and says why."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from fastpose.conformance.subject import Failed, Subject
+from fastpose.engines import Manifest, load_engine
+from fastpose.engines.manifest import file_hash
+from fastpose.errors import BackendError, EngineError, FastposeError
+
+ELSEWHERE = "nowhere:7"  # no runtime has such a device
+CUTS = (0.0, 0.25, 0.5, 0.75)  # of a file, what is left of it
+PATIENCE = 1800.0  # seconds for a process that builds or loads
+
+
+def manifest(subject: Subject) -> str:
+    """The manifest says what was built, and `fastpose inspect` reads it."""
+    path = subject.need_bundle()
+    found = Manifest.load(path)
+    wanted: dict[str, Any] = {
+        "kind": subject.kind,
+        "precision_asked": subject.precision,
+        "buckets": subject.buckets,
+        "files": {name: file_hash(path.parent / name) for name in found.files},
+    }
+    for field, value in wanted.items():
+        if getattr(found, field) != value:
+            raise Failed(f"{field} is {getattr(found, field)!r}, not {value!r}")
+    empty = [name for name in ("versions", "ties", "files", "report") if not getattr(found, name)]
+    if empty:
+        raise Failed(f"{', '.join(empty)}: nothing is said")
+    with subject.opened() as engine:
+        for field in (f.name for f in fields(Manifest)):
+            ours, theirs = getattr(found, field), getattr(engine.manifest, field)
+            if field in ("spec", "kind", "precision", "buckets", "weights_hash") and ours != theirs:
+                raise Failed(f"{field} is {ours!r}, the engine says {theirs!r}")
+    _inspect(path)
+    size = sum((path.parent / name).stat().st_size for name in found.files)
+    ties = ", ".join(f"{name} {value}" for name, value in found.ties.items())
+    return f"{len(found.files)} files, {size / 1e6:.1f} MB, tied to {ties}"
+
+
+def _inspect(path: Path) -> None:
+    done = _python("from fastpose.cli import main; raise SystemExit(main())", "inspect", str(path))
+    if done.returncode:
+        raise Failed(f"`fastpose inspect` ended with {done.returncode}: {_last(done.stderr)}")
+
+
+def wrong_device(subject: Subject) -> str:
+    """A bundle of another GPU or processor is refused, naming what differs."""
+    path = subject.need_bundle()
+    built = Manifest.load(path)
+    for name, value in built.ties.items():
+        if name != subject.kind:
+            other = f"not {value}"
+            _check_tie(_changed(subject, "device", ties={**built.ties, name: other}), name, other)
+    changed = _changed(subject, "device", device=ELSEWHERE)
+    text = _refusal(changed, f"a bundle for the device {ELSEWHERE!r}")
+    if ELSEWHERE.lower() not in text.lower():
+        raise Failed(f"the device {ELSEWHERE!r} is not named: {text}")
+    named = [name for name in built.ties if name != subject.kind]
+    return f"refused by name: {', '.join([*named, 'device'])}"
+
+
+def wrong_version(subject: Subject) -> str:
+    """A bundle of another version of the runtime is refused, naming both."""
+    path = subject.need_bundle()
+    ties = Manifest.load(path).ties
+    if subject.kind not in ties:
+        raise Failed(f"the bundle is tied to no version of {subject.kind}: {ties}")
+    other = f"99.{ties[subject.kind]}"
+    _check_tie(
+        _changed(subject, "version", ties={**ties, subject.kind: other}), subject.kind, other
+    )
+    return f"refused by name: {subject.kind} {other}, here {ties[subject.kind]}"
+
+
+def _check_tie(path: Path, name: str, other: str) -> None:
+    text = _refusal(path, f"a bundle with {name} {other!r}")
+    if name not in text or other not in text:
+        raise Failed(f"{name} {other!r} is not named: {text}")
+
+
+def damaged_file(subject: Subject) -> str:
+    """A file that was cut, or has one other byte, is refused by its hash."""
+    path = subject.need_bundle()
+    names = list(Manifest.load(path).files)
+    for name in names:
+        for what, content in _damages(path.parent / name):
+            changed = _changed(subject, "damage")
+            (changed.parent / name).write_bytes(content)
+            text = _refusal(changed, f"{name} {what}")
+            if name not in text:
+                raise Failed(f"{name} {what}: it is not named: {text}")
+    missing = _changed(subject, "damage")
+    (missing.parent / names[0]).unlink()
+    _refusal(missing, f"a bundle without {names[0]}")
+    return f"{', '.join(names)}: cut at {len(CUTS) + 1} places, one byte other, missing"
+
+
+def damage_unnoticed(subject: Subject) -> str:
+    """A cut file that the manifest vouches for is refused by the runtime, which lives on."""
+    path = subject.need_bundle()
+    built = Manifest.load(path)
+    cases: dict[str, str] = {}  # what was done, by the manifest
+    for name in built.files:
+        content = (path.parent / name).read_bytes()
+        for cut in CUTS:
+            case = _changed(subject, f"cut-{len(cases)}")
+            (case.parent / name).write_bytes(content[: int(cut * len(content))])
+            hashes = {**built.files, name: file_hash(case.parent / name)}
+            edit(case, files=hashes)
+            cases[str(case)] = f"{name} cut to {100 * cut:.0f} %"
+    code = "import sys; from fastpose.conformance.bundles import load_each; load_each(sys.argv[1:])"
+    done = _python(code, *cases)
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    for what, line in zip(cases.values(), lines, strict=False):
+        if not line["refused"]:
+            raise Failed(f"{what}: {line['text']}")
+    if len(lines) < len(cases):
+        what = list(cases.values())[len(lines)]
+        raise Failed(f"{what}: the process ended with {done.returncode}: {_last(done.stderr)}")
+    return f"{len(cases)} cuts, each an error of one line in a living process"
+
+
+def load_each(paths: list[str]) -> None:
+    """Load and run bundles one after the other, printing a line of JSON behind each."""
+    for path in paths:
+        line: dict[str, Any] = {"refused": False, "text": "was loaded and run"}
+        try:
+            engine = load_engine(path)
+            engine.run(1)
+            engine.close()
+        except FastposeError as error:
+            text = str(error)
+            line = {"refused": "\n" not in text, "text": f"more than one line: {text}"}
+        except Exception as error:
+            line["text"] = f"raised {type(error).__name__}: {error}"
+        sys.stdout.write(f"{json.dumps(line)}\n")
+        sys.stdout.flush()
+
+
+def building_twice(subject: Subject) -> str:
+    """Two processes that build the same engine of the cache at once get one sound bundle."""
+    subject.need_bundle()
+    cache = subject.folder / "cache"
+    arguments = subject.arguments()
+    options = arguments.pop("options").to_dict()
+    del arguments["progress"]
+    calibration = arguments["calibration"]
+    arguments["calibration"] = None if calibration is None else str(calibration)
+    code = (
+        "import json, sys; from fastpose import Options, build_engine; "
+        "given = json.loads(sys.argv[1]); "
+        "print(build_engine(options=Options(**given.pop('options')), **given))"
+    )
+    command = [*python(code), json.dumps({**arguments, "options": options})]
+    environment = {**os.environ, "XDG_CACHE_HOME": str(cache)}
+    pipe = subprocess.PIPE
+    both = [
+        subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment)
+        for _ in range(2)
+    ]
+    try:
+        answers = [process.communicate(timeout=PATIENCE) for process in both]
+    finally:
+        for process in both:
+            process.kill()
+    for process, (_, told) in zip(both, answers, strict=True):
+        if process.returncode:
+            raise Failed(f"one of two ended with {process.returncode}: {_last(told)}")
+    paths = {_last(out) for out, _ in answers}
+    if len(paths) != 1:
+        raise Failed(f"they built {len(paths)} bundles")
+    path = Path(paths.pop())
+    left = [p.name for p in path.parent.iterdir() if p.name.endswith(".part")]
+    if left:
+        raise Failed(f"they left {left[0]}")
+    with subject.opened(bundle=path) as engine:
+        engine.run(1)
+    return "both end with the same bundle, which runs"
+
+
+def _damages(file: Path) -> Iterator[tuple[str, bytes]]:
+    content = file.read_bytes()
+    for cut in CUTS:
+        yield f"cut to {100 * cut:.0f} %", content[: int(cut * len(content))]
+    yield "without its last byte", content[:-1]
+    other = bytearray(content)
+    other[len(other) // 2] ^= 1
+    yield "with one other bit", bytes(other)
+
+
+def _changed(subject: Subject, name: str, **changes: Any) -> Path:
+    """A copy of the bundle with other values in its manifest: where that lies."""
+    path = subject.need_bundle()
+    folder = subject.folder / name
+    with suppress(FileNotFoundError):
+        shutil.rmtree(folder)
+    shutil.copytree(path.parent, folder)
+    changed = folder / path.name
+    edit(changed, **changes)
+    return changed
+
+
+def edit(path: Path, **changes: Any) -> None:
+    """Put other values into a manifest."""
+    values = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**values, **changes}), encoding="utf-8")
+
+
+def _refusal(path: Path, what: str) -> str:
+    """What an engine says that must not be opened.
+
+    Raises:
+        Failed: it is opened, or says something in more than one line.
+    """
+    try:
+        load_engine(path).close()
+    except (EngineError, BackendError) as error:
+        text = str(error)
+        if "\n" in text:
+            raise Failed(f"{what}: its error has several lines: {text}") from None
+        return text
+    raise Failed(f"{what} was taken")
+
+
+def _python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*python(code), *arguments], capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
+
+
+def python(code: str) -> list[str]:
+    """The command of another process."""
+    return [sys.executable, "-c", code]
+
+
+def _last(text: str) -> str:
+    lines = [line for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "without a word"
