@@ -32,13 +32,13 @@ from fastpose.engines.bundle import (
 )
 from fastpose.engines.engine import PRECISIONS, Floats, Job, Request
 from fastpose.engines.manifest import check_buckets
-from fastpose.engines.verify import Verification, reference_engine, verify
+from fastpose.engines.verify import Verification, verify_pictures
 from fastpose.errors import EngineError
 from fastpose.models import model_spec
 from fastpose.models.spec import ModelSpec
 
 CALIBRATION_WINDOWS = 300  # more change the ranges of the layers little and take their time
-VERIFIED_WINDOWS = 200  # of pictures that somebody gives; the built-in ones are fewer
+VERIFIED_WINDOWS = 200  # by each build, of pictures that somebody gives
 
 Tell = Callable[[str], None]
 
@@ -158,7 +158,7 @@ def verify_engine(
         images: a folder of pictures, or KIND:PATH of an annotated set, which also gives what the
             accuracy changes; None takes the built-in pictures.
         weights: the file that it was built from, if it was not from the trained weights.
-        limit: most windows that are looked at.
+        limit: most windows that are looked at, as in `fixtures.windows`.
         threads: of both engines; None leaves the number to them.
 
     Raises:
@@ -169,7 +169,9 @@ def verify_engine(
     engine = load_engine(path, threads=threads)
     try:
         file = Path(weights) if weights else None
-        return _verify(engine, file, images, limit or VERIFIED_WINDOWS, threads)
+        pictures = fixtures.windows(engine.manifest.spec, images, limit=limit, threads=threads)
+        folder = Path(path).parent
+        return verify_pictures(engine, pictures, folder=folder, weights=file, threads=threads)
     finally:
         engine.close()
 
@@ -242,26 +244,11 @@ def _verified(
         EngineError: it is over the bounds, and nobody allows that.
     """
     tell("verify")
-    found = _verify(engine, weights, images, VERIFIED_WINDOWS, None)
+    pictures = fixtures.windows(engine.manifest.spec, images, limit=VERIFIED_WINDOWS)
+    found = verify_pictures(engine, pictures, weights=weights)
     if not found.passed and not allow:
         raise EngineError(
             f"{engine.manifest.name} in {engine.manifest.kind} is not what the module is: "
             f"{'; '.join(found.reasons)}"
         )
     return found.to_dict()
-
-
-def _verify(
-    engine: Engine,
-    weights: Path | None,
-    images: str | Path | None,
-    limit: int,
-    threads: int | None,
-) -> Verification:
-    manifest = engine.manifest
-    pictures = fixtures.windows(manifest.spec, images, limit=limit)
-    reference = reference_engine(manifest, weights=weights, threads=threads)
-    try:
-        return verify(reference, engine, pictures)
-    finally:
-        reference.close()
