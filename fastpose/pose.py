@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fastpose.detect import BoxesFile, Detector, open_detector, reads_device
+from fastpose.direct import DeviceFrames
 from fastpose.engines import Engine, open_engine
 from fastpose.frames import Source, as_bgr, open_source, read_ahead
-from fastpose.graph import FrameGraphs, in_graphs
+from fastpose.graph import in_graphs
 from fastpose.ops.choose import Array, type_name
 from fastpose.people import drop_duplicates
 from fastpose.pipeline import estimate
@@ -71,7 +72,7 @@ class Pose:
             if isinstance(detector, (str, Path))
             else detector
         )
-        self._engine: Engine | FrameGraphs = in_graphs(
+        self._engine: Engine | DeviceFrames = in_graphs(
             open_engine(
                 model,
                 kind=engine,
@@ -84,10 +85,10 @@ class Pose:
         )
 
     @property
-    def engine(self) -> Engine | FrameGraphs:
+    def engine(self) -> Engine | DeviceFrames:
         """What runs the network: its manifest tells model, runtime, precision and device.
 
-        On CUDA it is in graphs, which take frames, not windows.
+        On CUDA it is in `fastpose.direct.DeviceFrames`, which take frames, not windows.
         """
         return self._engine
 
@@ -136,7 +137,7 @@ class Pose:
 
     def _place(self, images: list[Array]) -> list[Array]:
         """The frames where the network reads them."""
-        if isinstance(self._engine, FrameGraphs):
+        if isinstance(self._engine, DeviceFrames):
             return self._engine.upload(images)
         return [_on_host(image) for image in images]
 
