@@ -1,10 +1,17 @@
-"""torch: the module itself, batch norm folded, channels last; for CUDA without TensorRT."""
+"""torch: the network itself, batch norm folded, channels last; for CUDA without TensorRT.
+
+Three forms of it, by `Options.compile`: the module run as it is ("eager"), compiled when it is
+opened ("compile"), or compiled ahead of time into a package that needs none of the network's code
+("aot"). On CUDA each only enqueues on the current stream, so that `fastpose.graph` can capture it.
+"""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +19,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from fastpose.engines import inductor
 from fastpose.engines.build import (
     detector_halves,
+    input_type,
     predictor,
     random_detector,
     random_network,
 )
 from fastpose.engines.engine import (
     BufferedEngine,
+    Job,
     Port,
     Request,
     cause,
@@ -27,54 +37,56 @@ from fastpose.engines.engine import (
     choose_precision,
 )
 from fastpose.engines.manifest import Manifest, hash_files, versions_of
+from fastpose.engines.options import Options
+from fastpose.engines.source import find_weights
+from fastpose.engines.typed import TYPES
 from fastpose.errors import BackendError, EngineError
 from fastpose.models import create, create_detector
-from fastpose.models.spec import DetectorSpec
+from fastpose.models.spec import DetectorSpec, ModelSpec
 
 _SETTINGS = threading.RLock()  # of cuDNN, which are the process's
 
-TYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
-
 
 class TorchEngine(BufferedEngine):
-    """A pose network as an eager module. `threads` sets the one count that torch has a process.
+    """A pose network as a module, a compiled one, or a package: `request.file` is a .pt2 then.
+
+    `threads` sets the one count that torch has a process; another count later makes a compiled
+    module compile again. A package keeps to whatever the count is.
 
     It is also a `fastpose.graph.StreamEngine`.
 
     Attributes:
         device, type, layout: where its windows must lie, and how.
+
+    Raises:
+        BackendError: torch has no such device, or does not compute in that precision there, or
+            there is nothing to compile with.
+        WeightsError: the weights are damaged or of another network.
+        EngineError: the network cannot be compiled, or the package is damaged or another one's.
     """
 
     layout = "nhwc"  # as tensor cores want it
 
     def __init__(self, request: Request) -> None:
-        spec = request.spec
-        self.device = _device(request.device)
-        precision = choose_precision(request, "torch", str(self.device), _offered(self.device))
-        network = (
-            random_network(spec.name)
-            if request.file is None
-            else create(spec.name, weights=request.file)
-        )
-        image = torch.zeros(2, 3, *spec.size)
-        self.type = TYPES[precision]
-        self._network: torch.nn.Module | None = predictor(network, image).to(
-            self.device, self.type, memory_format=torch.channels_last
-        )
         if request.threads is not None:
             torch.set_num_threads(request.threads)
+        open_form = _open_package if request.options.compile == "aot" else _open_module
+        opened = open_form(request)
+        self.device, self.type = opened.device, opened.type
+        self._network: Callable[[torch.Tensor], Any] | None = opened.run
         super().__init__(
             Manifest(
-                spec=spec,
+                spec=request.spec,
                 kind="torch",
-                precision=_precision_found(self._network),
+                precision=_most(opened.layers),
                 precision_asked=request.precision,
                 buckets=request.buckets,
                 device=str(self.device),
                 versions=versions_of(torch=torch.__version__),
-                files=hash_files([request.file] if request.file else []),
-                options=request.options,
                 weights_hash=request.weights_hash,
+                layers=opened.layers,
+                options=request.options,
+                files=hash_files([request.file] if request.file else []),
             )
         )
 
@@ -82,7 +94,15 @@ class TorchEngine(BufferedEngine):
         """See `fastpose.graph.StreamEngine`."""
         if self._network is None:
             raise EngineError(f"{self.manifest.name}: the engine is closed")
-        return run_module(self.manifest.name, self._network, windows)
+        given = windows.contiguous(memory_format=torch.channels_last)
+        wanted = (self.device, self.type, (3, *self.manifest.spec.size))
+        if (given.device, given.dtype, tuple(given.shape[1:])) != wanted:
+            raise EngineError(
+                f"{self.manifest.name}: windows must be [N, {', '.join(map(str, wanted[2]))}] "
+                f"{self.type} on {self.device}, got {list(given.shape)} {given.dtype} "
+                f"on {given.device}"
+            )
+        return run_module(self.manifest.name, self._network, given)
 
     def _infer(self, count: int) -> None:
         images = torch.from_numpy(self._images[:count]).to(
@@ -92,6 +112,142 @@ class TorchEngine(BufferedEngine):
 
     def _free(self) -> None:
         self._network = None
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A network that can be run: windows [N, 3, h, w] of `type`, channels last, on `device`."""
+
+    run: Callable[[torch.Tensor], Any]
+    device: torch.device
+    type: torch.dtype
+    layers: dict[str, int]
+
+
+def suffix(precision: str, options: Options) -> str:
+    """Of the file that `build` writes: only what is compiled ahead of time has one."""
+    return ".pt2" if options.compile == "aot" else ""
+
+
+def build(job: Job, out: Path) -> list[Path]:
+    """Compile a network ahead of time into a package that needs none of its code.
+
+    Raises:
+        BackendError: torch has no such device, or does not compute in that precision there, or
+            there is nothing to compile with.
+        WeightsError: the weights are damaged or of another network.
+        EngineError: the options make no file, or the network cannot be compiled.
+    """
+    if not suffix(job.precision, job.options):
+        raise EngineError(f"compile {job.options.compile!r} of torch makes no file; 'aot' does")
+    device = _device(job.device)
+    _check_precision(job.precision, device)
+    if job.threads is not None:
+        torch.set_num_threads(job.threads)
+    job.tell("export")
+    weights = job.weights or find_weights(job.spec)
+    module, kind = _module(job.spec, job.options, weights, job.precision, device)
+    largest = job.buckets[-1]
+    note = {
+        "precision": job.precision,
+        "input": _name(kind),
+        "size": job.spec.size,
+        "results": job.spec.results,
+        "largest": largest,
+        "layers": _count_layers(module),
+    }
+    job.tell("compile")
+    image = _example(job.spec, largest, kind, device)
+    with computing(device):
+        inductor.write_package(module, image, largest, note, out)
+    return [out]
+
+
+def ties(options: Options, device: str, built: Mapping[str, str] | None = None) -> dict[str, str]:
+    """What a package is tied to: torch to the letter, the CPU, and on CUDA the kind of GPU.
+
+    Raises:
+        BackendError: torch has no such device.
+    """
+    if not suffix("", options):
+        return {}
+    place = _device(device)
+    found = {"torch": str(torch.__version__), "processor": inductor.processor()}
+    if place.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(place)
+        found["compute capability"] = f"{major}.{minor}"
+    return found
+
+
+def _open_module(request: Request) -> _Opened:
+    device = _device(request.device)
+    precision = choose_precision(request, "torch", str(device), _offered(device))
+    module, kind = _module(request.spec, request.options, request.file, precision, device)
+    run: Callable[[torch.Tensor], Any] = module
+    if request.options.compile == "compile":
+        largest = request.buckets[-1]
+        run = _compile(
+            request.spec.name, module, _example(request.spec, largest, kind, device), largest
+        )
+    return _Opened(run, device, kind, _count_layers(module))
+
+
+def _compile(
+    name: str, module: torch.nn.Module, image: torch.Tensor, largest: int
+) -> Callable[[torch.Tensor], Any]:
+    """A compiled module that has run with one window and with several: no later run compiles."""
+    run = inductor.compile_module(module, image, largest)
+    with inductor.compiling(name), computing(image.device):
+        for size in range(1, len(image) + 1):
+            run(image[:size])
+    return run
+
+
+def _open_package(request: Request) -> _Opened:
+    path, spec = request.file, request.spec
+    assert path is not None, "a package is needed"
+    kind, note = inductor.read_note(path)
+    device = _device(kind if request.device == "auto" else request.device)
+    fields = {
+        "device": (kind, device.type),
+        "size": (tuple(note["size"]), spec.size),
+        "results": (tuple(map(tuple, note["results"])), spec.results),
+    }
+    if request.precision != "auto":
+        fields["precision"] = (note["precision"], request.precision)
+    for name, (found, asked) in fields.items():
+        if found != asked:
+            raise EngineError(f"{path}: {name}: the package has {found}, asked was {asked}")
+    if request.buckets[-1] > note["largest"]:
+        raise EngineError(
+            f"{path}: buckets: the package takes up to {note['largest']} windows, "
+            f"asked was {request.buckets[-1]}"
+        )
+    _check_precision(note["precision"], device)
+    run = inductor.load_package(path, device)
+    return _Opened(run, device, TYPES[note["input"]], note["layers"])
+
+
+def _module(
+    spec: ModelSpec,
+    options: Options,
+    weights: Path | None,
+    precision: str,
+    device: torch.device,
+) -> tuple[torch.nn.Module, torch.dtype]:
+    """The network as it is to run, and the type of the windows it takes."""
+    network = random_network(spec.name) if weights is None else create(spec.name, weights=weights)
+    kind = input_type(network, precision)
+    module = predictor(network, spec, options, precision)
+    return module.to(device, memory_format=torch.channels_last), kind
+
+
+def _example(
+    spec: ModelSpec, largest: int, kind: torch.dtype, device: torch.device
+) -> torch.Tensor:
+    """Windows for a compiler: two, which stand for any number, or the only one there will be."""
+    image = torch.zeros(min(2, largest), 3, *spec.size, dtype=kind, device=device)
+    return image.contiguous(memory_format=torch.channels_last)
 
 
 class TorchGraph:
@@ -116,7 +272,7 @@ class TorchGraph:
         self._module: torch.nn.Module | None = module.to(
             device, dtype, memory_format=torch.channels_last
         )
-        self.precision = _precision_found(self._module)
+        self.precision = _most(_count_layers(self._module))
         ((self._input, (shape, _)),) = inputs.items()
         self.inputs = inputs
         example = np.zeros([side or 1 for side in shape], np.float32)
@@ -164,8 +320,7 @@ def open_torch_halves(
         WeightsError: the file is missing, damaged, or of another network.
     """
     place = _device(device)
-    if precision not in _offered(place):
-        raise BackendError(f"precision {precision!r} cannot run in torch on {place}")
+    _check_precision(precision, place)
     if threads is not None:
         torch.set_num_threads(threads)
     network = random_detector(spec.name) if weights is None else create_detector(spec.name, weights)
@@ -182,8 +337,8 @@ def open_torch_halves(
     )
 
 
-def run_module(name: str, module: torch.nn.Module, given: torch.Tensor) -> Any:
-    """What a module returns; on CUDA with the fastest algorithms that keep to its precision.
+def run_module(name: str, module: Callable[[torch.Tensor], Any], given: torch.Tensor) -> Any:
+    """What a module, compiled or not, returns; on CUDA with the fastest exact algorithms.
 
     They are looked for when a shape comes for the first time, so that goes before any capture.
 
@@ -191,17 +346,19 @@ def run_module(name: str, module: torch.nn.Module, given: torch.Tensor) -> Any:
         EngineError: torch failed; the text has its reason.
     """
     try:
-        with _computing(given.device):
+        with computing(given.device):
             return module(given)
     except RuntimeError as error:
         raise EngineError(f"{name}: torch: {cause(error)}") from None
 
 
 @contextmanager
-def _computing(device: torch.device) -> Iterator[None]:
+def computing(device: torch.device) -> Iterator[None]:
     """As the engine says, whatever modes of torch its caller is in."""
     no_autocast = torch.autocast(device.type, enabled=False)
-    with torch.inference_mode(), no_autocast, _algorithms(device):
+    # a package asks for the current stream of the current device
+    there = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    with there, torch.inference_mode(), no_autocast, _algorithms(device):
         yield
 
 
@@ -232,10 +389,27 @@ def _algorithms(device: torch.device) -> Iterator[None]:
             setattr(owner, name, allowed)
 
 
-def _precision_found(module: torch.nn.Module) -> str:
-    """The precision of its weights; several with "/" between."""
-    found = {parameter.dtype for parameter in module.parameters()}
-    return "/".join(name for name, dtype in TYPES.items() if dtype in found)
+def _count_layers(module: torch.nn.Module) -> dict[str, int]:
+    """Layers that have weights, by the type of these."""
+    weights = (next(part.parameters(recurse=False), None) for part in module.modules())
+    return dict(Counter(_name(weight.dtype) for weight in weights if weight is not None))
+
+
+def _name(kind: torch.dtype) -> str:
+    return next(name for name, dtype in TYPES.items() if dtype == kind)
+
+
+def _most(layers: dict[str, int]) -> str:
+    """The precision of most layers."""
+    return max(layers, key=lambda name: layers[name])
+
+
+def _check_precision(precision: str, device: torch.device) -> None:
+    if precision not in _offered(device):
+        raise BackendError(
+            f"precision {precision!r} cannot run in torch on {device}; "
+            f"it offers: {', '.join(_offered(device))}"
+        )
 
 
 def _device(name: str) -> torch.device:
