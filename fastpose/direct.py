@@ -217,7 +217,7 @@ class _Step:
             self._results = list(engine.enqueue_at(size, windows.address, memory.stream))
             memory.synchronize()
         self._types = [result.dtype for result in self._results]
-        layout = {
+        layout: Layout = {
             str(i): (result.shape, host_type(result.dtype))
             for i, result in enumerate(self._results)
         }

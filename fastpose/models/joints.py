@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
@@ -95,32 +93,6 @@ def find_peaks(
         flip_shift=CONVENTIONS[spec.convention].flip_shift,
         affines=cells,
     )
-
-
-def compile_peaks(spec: ModelSpec, dtype: str, capability: tuple[int, int]) -> ops.DecodeBinary:
-    """`find_peaks` for a network that `has_single_maps`, compiled for a GPU.
-
-    Args:
-        spec: the network.
-        dtype: of its heat maps, "float32", "float16" or "bfloat16".
-        capability: compute capability of the device.
-
-    Raises:
-        BackendError: triton is not there.
-    """
-    (channels, h, w), choices = spec.results[0], _peak_choices(spec)
-    maps = (channels - spec.background, h, w)
-    return ops.compile_decode(maps, dtype, capability, channels=channels, **choices)
-
-
-def _peak_choices(spec: ModelSpec) -> dict[str, Any]:
-    """What `ops.decode` is told of a network's heat maps."""
-    return {
-        "method": spec.method,
-        "sigma": spec.sigma,
-        "peak_value": spec.peak_value,
-        "peaks": spec.peaks,
-    }
 
 
 def compile_peaks(spec: ModelSpec, dtype: str, capability: tuple[int, int]) -> ops.DecodeBinary:
