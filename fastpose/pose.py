@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastpose.detect import BoxesFile, Detector, open_detector, reads_device
+from fastpose.detect import BoxesFile, Detector, beside, open_detector, reads_device
 from fastpose.direct import DeviceFrames
-from fastpose.engines import Engine, open_engine
+from fastpose.engines import Engine, Options, open_engine
 from fastpose.frames import Source, as_bgr, open_source, read_ahead
 from fastpose.graph import in_graphs
 from fastpose.ops.choose import Array, type_name
@@ -36,17 +36,20 @@ class Pose:
             (.safetensors) with their card.
         detector: where people come from: "default" or another of `list_detectors()`, the path of
             an ONNX detector, "none" (the whole frame is one person), or any `Detector`.
-        engine: "openvino", "onnxruntime", "torch", or "auto", the fastest that is installed.
+        engine: "openvino", "onnxruntime", "torch", "tensorrt", or "auto", the fastest that is
+            installed and needs nothing built.
         device: "cpu", "cuda" or "cuda:1" (torch), or what the engine knows; "auto" is the CPU.
         precision: of model and detector: "f32", "bf16", "f16" (on CUDA), or "auto": bf16 or f16
             where the machine computes in it and the card of the weights records that it passed
-            against f32, else f32.
+            against f32, else f32. "int8" is the model's alone, which `fastpose.build_engine` has
+            put into the user's cache; a detector's is a bundle of its own.
         batch: sizes of the batches that the network is compiled for, ascending. More people than
             the largest are split.
         threads: of the CPU for each network; None leaves the number to the runtime. The kernels'
             is `fastpose.ops.set_num_threads`.
         single_view: look at each person once, with networks whose published procedure joins
             several views of a person, such as the seven scales of a CPM.
+        options: how the engine is run, and what its graph does; of a bundle only how it is run.
 
     Raises:
         ModelError, WeightsError, EngineError, DetectorError: a name or a file is not usable.
@@ -64,10 +67,15 @@ class Pose:
         batch: Sequence[int] = (1, 2, 4, 8, 16, 32),
         threads: int | None = None,
         single_view: bool = False,
+        options: Options | None = None,
     ) -> None:
         self._detector = (
             open_detector(
-                str(detector), kind=engine, device=device, precision=precision, threads=threads
+                str(detector),
+                kind=engine,
+                device=device,
+                precision=beside(precision),
+                threads=threads,
             )
             if isinstance(detector, (str, Path))
             else detector
@@ -81,6 +89,7 @@ class Pose:
                 buckets=tuple(batch),
                 threads=threads,
                 single_view=single_view,
+                options=options,
             )
         )
 

@@ -149,7 +149,7 @@ def test_a_model_as_json(lsp, capsys, monkeypatch):
     assert code == 0
     assert engine.closed
     expected = {"kind": "torch", "device": "auto", "precision": "f32", "threads": 2}
-    assert asked == {"model": "dots", **expected, "single_view": True}
+    assert asked == {"model": "dots", **expected, "single_view": True, "options": None}
     document = json.loads(out)
     assert document["model"] == "dots"
     assert (document["engine"], document["precision"]) == ("torch", "f32")

@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastpose.cli.options import add_engine, engine_kind, positive
+from fastpose.cli.options import add_engine, engine_kind, positive, run_options
 from fastpose.cli.progress import Progress
 
 if TYPE_CHECKING:
@@ -32,7 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         metavar="MODEL",
         help="a name that `fastpose models` lists, 'default', or a built engine's file; for "
-        f"boxes: data {DETECTOR}, another of the listed detectors, or a detector's FILE.onnx",
+        f"boxes: data {DETECTOR}, another of the listed detectors, or a detector's file: a graph "
+        "(.onnx) or what `fastpose build` made of it (.json)",
     )
     what.add_argument(
         "--predictions",
@@ -75,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     who.add_argument(
         "--detector",
-        metavar="default|FILE.onnx|none",
+        metavar="default|FILE|none",
         help="coco: what finds people, in place of the true boxes",
     )
     parser.add_argument(
@@ -271,6 +272,7 @@ def _open_engine(args: argparse.Namespace) -> Engine:
         precision=args.precision,
         threads=args.threads,
         single_view=args.single_view,
+        options=run_options(args),
     )
 
 

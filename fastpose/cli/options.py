@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import math
 from pathlib import Path
+from typing import Any
 
+from fastpose.engines import KINDS, SUFFIXES
+from fastpose.engines.engine import PRECISIONS
+from fastpose.engines.options import CHOICES, Options
 from fastpose.errors import BackendError
 
-ENGINES = ("auto", "openvino", "onnxruntime", "torch", "tensorrt")
-PRECISIONS = ("auto", "f32", "bf16", "f16")
+ENGINES = ("auto", *KINDS)
 
 
 def add_engine(parser: argparse.ArgumentParser) -> None:
@@ -18,15 +21,16 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
         "--engine",
         default="auto",
         metavar="KIND|FILE",
-        help="auto, openvino, onnxruntime, torch, or the file of a built engine; tensorrt is not "
-        "in this release (default: auto)",
+        help=f"{', '.join(ENGINES)}, or a file of `fastpose build` or `wrap` "
+        f"({' '.join(SUFFIXES)}) (default: auto)",
     )
     parser.add_argument(
         "--precision",
-        choices=PRECISIONS,
+        choices=("auto", *PRECISIONS),
         default="auto",
         help="auto (the default) is bf16 where the machine computes in it and the model's card "
-        "says that it passed, else f32",
+        "says that it passed, else f32; int8 is the network's that `fastpose build` has put into "
+        "the cache, beside a detector in auto",
     )
     parser.add_argument(
         "--device",
@@ -46,6 +50,60 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="CPU threads of each network and of the kernels",
     )
+    run = parser.add_argument_group("how the engine runs")
+    run.add_argument(
+        "--mode",
+        choices=CHOICES["mode"],
+        help="throughput: the windows of many people side by side, each on few threads (openvino; "
+        "default: latency, or what the bundle was built for)",
+    )
+    run.add_argument(
+        "--requests",
+        type=positive,
+        metavar="N",
+        help="runs side by side in throughput mode (default: the runtime's choice)",
+    )
+    run.add_argument(
+        "--memory",
+        choices=CHOICES["memory"],
+        help="whose device memory is used: torch's, pycuda's or cuda-bindings' (tensorrt; default: "
+        "auto, torch's where it is loaded, else the first that is installed)",
+    )
+    run.add_argument(
+        "--host-code",
+        action="store_true",
+        help="let a version-compatible plan run the code that it carries (tensorrt): only for "
+        "files whose source you trust",
+    )
+    run.add_argument(
+        "--compile",
+        choices=CHOICES["compile"],
+        help="run the module as it is, let torch compile it first, or take what `fastpose build` "
+        "has compiled into the cache (torch; default: eager)",
+    )
+
+
+def run_options(args: argparse.Namespace) -> Options | None:
+    """How to run an engine, as `add_engine` was answered; None where nothing was asked.
+
+    Raises:
+        BackendError: the answers do not go together.
+    """
+    names = ("mode", "requests", "memory", "host_code", "compile")
+    asked = {name: getattr(args, name) for name in names}
+    return make_options(asked) if any(asked.values()) else None
+
+
+def make_options(asked: dict[str, Any]) -> Options:
+    """The options by name; None is the default of that one.
+
+    Raises:
+        BackendError: they do not go together.
+    """
+    try:
+        return Options(**{name: value for name, value in asked.items() if value is not None})
+    except ValueError as error:
+        raise BackendError(str(error)) from None
 
 
 def engine_kind(engine: str) -> tuple[str, str | None]:
@@ -59,6 +117,8 @@ def engine_kind(engine: str) -> tuple[str, str | None]:
     if not Path(engine).suffix and not Path(engine).exists():
         known = ", ".join(ENGINES)
         raise BackendError(f"unknown engine {engine!r}; known: {known}, or an engine's file")
+    if Path(engine).suffix not in SUFFIXES:
+        raise BackendError(f"{engine}: the file of an engine ends in {' '.join(SUFFIXES)}")
     return "auto", engine
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastpose import __version__
 from fastpose.cli import UNUSABLE
-from fastpose.cli.options import add_engine, engine_kind, positive, share
+from fastpose.cli.options import add_engine, engine_kind, positive, run_options, share
 from fastpose.cli.progress import Progress
 from fastpose.errors import DetectorError, FrameError
 
@@ -71,9 +71,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     who.add_argument(
         "--detector",
         default="default",
-        metavar="NAME|FILE.onnx|none",
-        help="what finds people: a detector that `fastpose models` lists, cpm-person, a file, or "
-        "none for the whole frame as one person (default: fpn-light)",
+        metavar="NAME|FILE|none",
+        help="what finds people: a detector that `fastpose models` lists, cpm-person, a graph "
+        "(.onnx), what `fastpose build` made of a detector (.json), or none for the whole frame as "
+        "one person (default: fpn-light)",
     )
     parser.add_argument(
         "--detector-layout",
@@ -111,7 +112,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do it for each source in turn; one that cannot be read does not stop the others."""
-    from fastpose.detect import open_detector, read_boxes
+    from fastpose.detect import beside, open_detector, read_boxes
     from fastpose.ops import set_num_threads
     from fastpose.pose import Pose
 
@@ -124,7 +125,7 @@ def run(args: argparse.Namespace) -> int:
         layout=args.detector_layout,
         kind=kind,
         device=args.device,
-        precision=args.precision,
+        precision=beside(args.precision),
         threads=args.threads,
         score=args.detector_score,
     )
@@ -138,6 +139,7 @@ def run(args: argparse.Namespace) -> int:
         precision=args.precision,
         threads=args.threads,
         single_view=args.single_view,
+        options=run_options(args),
     ) as pose:
         names: set[str] = set()
         sources = []

@@ -1,4 +1,4 @@
-"""Progress on standard error: one line that is rewritten, or a line now and then in a log."""
+"""Progress on standard error: a line that is rewritten, or now and then in a log; stages."""
 
 from __future__ import annotations
 
@@ -86,3 +86,35 @@ def _span(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60}:{whole % 60:02d} min"
     return f"{whole // 3600}:{whole % 3600 // 60:02d} h"
+
+
+class Stages:
+    """The stages of a long piece of work: one line each, with its time, when it is over.
+
+    Attributes:
+        seconds: of each stage, by name, in order; one that comes again is added up.
+
+    Args:
+        clock: seconds, for tests.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.seconds: dict[str, float] = {}
+        self._screen = sys.stderr.isatty()
+        self._clock, self._name, self._start = clock, "", clock()
+
+    def begin(self, name: str) -> None:
+        """The stage before is over, this one begins."""
+        self.finish()
+        self._name, self._start = name, self._clock()
+        if self._screen:
+            print(f"{name} ...", end="", file=sys.stderr, flush=True)
+
+    def finish(self) -> None:
+        """The last stage is over, if one had begun."""
+        if not self._name:
+            return
+        took, name, self._name = self._clock() - self._start, self._name, ""
+        self.seconds[name] = self.seconds.get(name, 0.0) + took
+        start = "\r\x1b[2K" if self._screen else ""
+        print(f"{start}{name} {took:.1f} s", file=sys.stderr, flush=True)

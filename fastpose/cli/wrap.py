@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastpose.cli.options import PRECISIONS
+from fastpose.engines.engine import PRECISIONS
 
 if TYPE_CHECKING:
     from fastpose.models.spec import ModelSpec
@@ -91,7 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--precision",
-        choices=PRECISIONS,
+        choices=("auto", *(name for name in PRECISIONS if name != "int8")),
         default="f32",
         help="of the bundle; nobody has measured the network in less than f32 (default: f32)",
     )

@@ -35,6 +35,7 @@ __all__ = [
     "LAYOUTS",
     "BoxesFile",
     "Detector",
+    "beside",
     "open_detector",
     "read_boxes",
     "reads_device",
@@ -70,6 +71,14 @@ def runtime_of(detector: Detector) -> dict[str, str]:
 def reads_device(detector: Detector) -> bool:
     """Whether it also takes frames that are tensors on CUDA, and reads them there."""
     return bool(getattr(detector, "reads_device", False))
+
+
+def beside(precision: str) -> str:
+    """The precision of a detector beside a network in `precision`.
+
+    int8 is nothing that a detector can be opened in: it needs a bundle, which has its own.
+    """
+    return "auto" if precision == "int8" else precision
 
 
 def open_detector(
