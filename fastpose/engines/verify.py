@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,14 +11,21 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from fastpose.engines import GRAPH_KINDS, changed_spec, choose_runtime, open_request, source
-from fastpose.engines.engine import Engine, Request
+from fastpose.engines import (
+    GRAPH_KINDS,
+    changed_spec,
+    choose_runtime,
+    open_halves,
+    open_request,
+    source,
+)
+from fastpose.engines.engine import Engine, Graph, Request
 from fastpose.engines.manifest import Manifest
 from fastpose.engines.options import Options
 from fastpose.errors import BackendError, EngineError
 from fastpose.models import model_spec
 from fastpose.models.joints import locate_joints
-from fastpose.models.spec import ModelSpec
+from fastpose.models.spec import DetectorSpec, ModelSpec
 
 Floats = npt.NDArray[np.float32]
 
@@ -123,12 +130,12 @@ class Metric:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
-        return _plain({**asdict(self), "loss": self.loss}, 3)
+        return plain_numbers({**asdict(self), "loss": self.loss}, 3)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Metric:
         """What `to_dict` gave."""
-        return cls(str(values["name"]), _number(values["before"]), _number(values["after"]))
+        return cls(str(values["name"]), number(values["before"]), number(values["after"]))
 
 
 @dataclass(frozen=True)
@@ -172,8 +179,8 @@ class Verification:
         return {
             "passed": self.passed,
             **asdict(self),
-            "shift": _plain(asdict(self.shift), 3) | {"moved": round(self.shift.moved, 4)},
-            "score_change": _plain(asdict(self.score_change), 4),
+            "shift": plain_numbers(asdict(self.shift), 3) | {"moved": round(self.shift.moved, 4)},
+            "score_change": plain_numbers(asdict(self.score_change), 4),
             "metric": self.metric and self.metric.to_dict(),
             "reasons": list(self.reasons),
         }
@@ -192,8 +199,8 @@ class Verification:
             return cls(
                 **{
                     **{name: value for name, value in values.items() if name != "passed"},
-                    "shift": Shift(joints, *map(_number, distances)),
-                    "score_change": Change(*map(_number, change)),
+                    "shift": Shift(joints, *map(number, distances)),
+                    "score_change": Change(*map(number, change)),
                     "metric": None if metric is None else Metric.from_dict(metric),
                     "reasons": tuple(values["reasons"]),
                 }
@@ -289,8 +296,9 @@ def verify(
     metric = _metric(truth, expected, actual)
     reasons = (
         *_broken_windows(actual),
-        *_beyond(BOUNDS[asked], shift, metric),
-        *_other_precision(asked, manifest),
+        *_beyond(BOUNDS[asked], shift),
+        *beyond_loss(metric, BOUNDS[asked].loss),
+        *other_precision(asked, manifest.precision, manifest.layers),
     )
     return Verification(
         reference=_title(reference),
@@ -298,7 +306,7 @@ def verify(
         windows=len(counted),
         random=random,
         shift=shift,
-        score_change=_change(actual.scores[counted] - expected.scores[counted]),
+        score_change=change_of(actual.scores[counted] - expected.scores[counted]),
         metric=metric,
         layers=dict(manifest.layers),
         precision_asked=asked,
@@ -366,7 +374,8 @@ def _shift(difference: Floats) -> Shift:
     )
 
 
-def _change(difference: Floats) -> Change:
+def change_of(difference: Floats) -> Change:
+    """Of scores that differ by [N]."""
     sizes = np.abs(np.nan_to_num(difference, nan=np.inf))
     return Change(float(np.quantile(sizes, 0.5, method="higher")), float(sizes.max()))
 
@@ -388,7 +397,7 @@ def _broken_windows(found: _Located) -> Iterator[str]:
         )
 
 
-def _beyond(bounds: Bounds, shift: Shift, metric: Metric | None) -> Iterator[str]:
+def _beyond(bounds: Bounds, shift: Shift) -> Iterator[str]:
     if not shift.median <= bounds.median:
         yield f"median shift {shift.median:.4g} px, at most {bounds.median:g}"
     if shift.moved > bounds.moved:
@@ -396,21 +405,25 @@ def _beyond(bounds: Bounds, shift: Shift, metric: Metric | None) -> Iterator[str
             f"{100 * shift.moved:.4g} % of {shift.joints} joints moved by more than {FAR:g} px, "
             f"at most {100 * bounds.moved:g} %"
         )
-    if metric and not metric.loss <= bounds.loss:
-        yield f"{metric.name} fell by {metric.loss:.4g} points, at most {bounds.loss:g}"
 
 
-def _other_precision(asked: str, manifest: Manifest) -> Iterator[str]:
-    """What was asked for is not what most layers compute in."""
-    total, present = sum(manifest.layers.values()), manifest.layers.get(asked, 0)
+def beyond_loss(metric: Metric | None, bound: float) -> Iterator[str]:
+    """What to say of a figure of accuracy that fell by more than `bound` points."""
+    if metric and not metric.loss <= bound:
+        yield f"{metric.name} fell by {metric.loss:.4g} points, at most {bound:g}"
+
+
+def other_precision(asked: str, found: str, layers: Mapping[str, int]) -> Iterator[str]:
+    """What to say where most layers, if they are told, compute in another precision."""
+    total, present = sum(layers.values()), layers.get(asked, 0)
     if total and 2 * present <= total:
-        counts = ", ".join(f"{name} {count}" for name, count in manifest.layers.items())
+        counts = ", ".join(f"{name} {count}" for name, count in layers.items())
         yield (
             f"{asked} was asked for, {present} of {total} layers compute in it, "
             f"at least {total // 2 + 1} ({counts})"
         )
-    elif not total and manifest.precision != asked:
-        yield f"{asked} was asked for, the engine computes in {manifest.precision}"
+    elif not total and found != asked:
+        yield f"{asked} was asked for, the engine computes in {found}"
 
 
 def reference_engine(
@@ -441,7 +454,7 @@ def reference_engine(
         return _graph_of_bundle(manifest, folder, threads)
     spec = model_spec(manifest.name)
     options = Options(flip=manifest.options.flip, stages=manifest.options.stages)
-    _check_weights(manifest, spec, weights)
+    check_weights(manifest.weights_hash, spec, weights)
     if find_spec("torch") is not None:
         kind, file = "torch", weights or source.find_weights(spec)
     else:
@@ -450,11 +463,33 @@ def reference_engine(
     return _open_reference(kind, changed_spec(spec, options), file, manifest, options, threads)
 
 
-def _check_weights(manifest: Manifest, spec: ModelSpec, weights: Path | None) -> None:
-    """Raise EngineError unless the weights are those that the engine was built from."""
+def reference_halves(
+    spec: DetectorSpec,
+    weights_hash: str,
+    *,
+    kind: str,
+    weights: Path | None = None,
+    threads: int | None = None,
+) -> tuple[Graph, Graph]:
+    """A detector's two networks in f32 on the CPU, to compare an engine of them with.
+
+    Args:
+        spec: of the detector.
+        weights_hash: of the weights in the engine.
+        kind: the engine's runtime.
+        weights: as in `reference_engine`, like the rest and the errors.
+        threads: as there.
+    """
+    check_weights(weights_hash, spec, weights)
+    runtime = "torch" if find_spec("torch") is not None else _other_runtime(kind)
+    return open_halves(spec, weights=weights, kind=runtime, precision="f32", threads=threads)
+
+
+def check_weights(weights_hash: str, spec: ModelSpec | DetectorSpec, weights: Path | None) -> None:
+    """Raise EngineError unless the weights are those that an engine was built from."""
     found = source.hash_of_weights(spec, weights)
-    if found != manifest.weights_hash:
-        built, here = (value[:12] or "random ones" for value in (manifest.weights_hash, found))
+    if found != weights_hash:
+        built, here = (value[:12] or "random ones" for value in (weights_hash, found))
         whose = weights or f"those of {spec.name} here"
         raise EngineError(
             f"weights_hash: the engine was built from {built}, {whose} are {here}; "
@@ -511,8 +546,8 @@ def _title(engine: Engine) -> str:
     return f"{engine.manifest.kind} {engine.manifest.precision}"
 
 
-def _plain(values: dict[str, Any], digits: int) -> dict[str, Any]:
-    """Rounded; None for what JSON has no number for."""
+def plain_numbers(values: dict[str, Any], digits: int) -> dict[str, Any]:
+    """A report's floats rounded; None for what JSON has no number for."""
     return {
         name: (round(value, digits) if np.isfinite(value) else None)
         if isinstance(value, float)
@@ -521,5 +556,6 @@ def _plain(values: dict[str, Any], digits: int) -> dict[str, Any]:
     }
 
 
-def _number(value: Any) -> float:
+def number(value: Any) -> float:
+    """A distance that `plain_numbers` wrote."""
     return float("inf") if value is None else float(value)
