@@ -22,6 +22,9 @@ VERBS = {
     "predict": ("predict", "find people's joints in pictures and video"),
     "wrap": ("wrap", "make a network from elsewhere, an ONNX file, run like our own"),
     "models": ("models", "list the models: accuracy, size, terms of their data"),
+    "build": ("build", "build an engine from a network, and check it in pixels"),
+    "verify": ("verify", "check a built engine in pixels"),
+    "inspect": ("inspect", "print what a built engine is, and whether it fits this machine"),
     "eval": ("evaluate", "measure accuracy on annotated data"),
     "train": ("train", "train a model, or go on training it"),
     "import-weights": (

@@ -1,0 +1,72 @@
+"""`fastpose verify`: how far an engine moves joints, or a detector boxes, on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from fastpose.cli import UNUSABLE
+from fastpose.cli.bundles import report_lines, told_in_one_line
+from fastpose.cli.options import positive
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the verb."""
+    parser.add_argument(
+        "file", type=Path, metavar="FILE", help="a file of `fastpose build`, or the .json beside it"
+    )
+    pictures = parser.add_mutually_exclusive_group()
+    pictures.add_argument(
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="pictures of people like yours (default: a few that are built in)",
+    )
+    pictures.add_argument(
+        "--data",
+        metavar="KIND:PATH",
+        help="an annotated set, such as lsp:DIR: its accuracy may not fall either",
+    )
+    parser.add_argument(
+        "--limit", type=positive, metavar="N", help="only the first N pictures or people"
+    )
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        metavar="FILE",
+        help="the .safetensors file that it was built from, if it was not from the trained weights",
+    )
+    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads of each network")
+
+
+def run(args: argparse.Namespace) -> int:
+    """0 when it passed, 2 when it did not."""
+    report = _verify(args)
+    if args.json:
+        print(json.dumps(report))
+    else:
+        print("\n".join(report_lines(report)))
+    return 0 if report["passed"] else UNUSABLE
+
+
+def _verify(args: argparse.Namespace) -> dict[str, Any]:
+    """The report, of whichever sort of bundle it is."""
+    from fastpose.engines import DetectorManifest, read_bundle
+
+    manifest, path = read_bundle(args.file)
+    asked: dict[str, Any] = {
+        "images": args.images or args.data,
+        "weights": args.weights,
+        "limit": args.limit,
+        "threads": args.threads,
+    }
+    with told_in_one_line():
+        if isinstance(manifest, DetectorManifest):
+            from fastpose.detectors import verify_detector_bundle
+
+            return verify_detector_bundle(path, **asked).to_dict()
+        from fastpose.bundles import verify_engine
+
+        return verify_engine(path, **asked).to_dict()
