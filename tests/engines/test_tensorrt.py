@@ -1,0 +1,777 @@
+"""TensorRT against a double: no machine of the project has the libraries."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import json
+import platform
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import fake_tensorrt
+import numpy as np
+import pytest
+from fake_tensorrt import STREAM, Memory, State, answer
+from tiny_network import TINY
+
+from fastpose import engines
+from fastpose.engines import source
+from fastpose.engines.engine import Job, Request
+from fastpose.engines.manifest import Manifest
+from fastpose.engines.options import Options
+from fastpose.errors import BackendError, EngineError
+
+torch = pytest.importorskip("torch")
+
+ROOT = Path(__file__).parents[2]
+MAPS = (14, 4, 6)
+BUCKETS = (1, 4, 8)
+
+
+class Place:
+    """The module under test on a machine that is made up.
+
+    Attributes:
+        state: of the double of tensorrt.
+        module: fastpose.engines.tensorrt.
+        memory: what `open_memory` gives.
+        stages: what a build has told.
+        graphs: what was asked of `source.find_graph`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.state, self.memory = State(), Memory()
+        self.stages: list[str] = []
+        self.graphs: list[tuple[Any, ...]] = []
+        self.module: Any = None
+
+    def job(self, **changes: Any) -> Job:
+        job = Job(
+            spec=TINY,
+            weights=None,
+            precision="f32",
+            device="auto",
+            buckets=BUCKETS,
+            options=Options(),
+            threads=None,
+            calibration=None,
+            timing_cache=self.folder / "cache" / "timing",
+            tell=self.stages.append,
+        )
+        return replace(job, **changes)
+
+    def built(self, **changes: Any) -> Path:
+        files = self.module.build(self.job(**changes), self.folder / "tiny.plan")
+        return files[0]
+
+    def opened(self, file: Path | None = None, **changes: Any) -> Any:
+        request = Request(
+            spec=TINY,
+            file=file or self.built(),
+            weights_hash="ab",
+            device="auto",
+            precision="f16",
+            passed=frozenset(),
+            buckets=BUCKETS,
+            threads=None,
+        )
+        return self.module.TensorRTEngine(replace(request, **changes))
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    place = Place(tmp_path)
+    use(place, monkeypatch)
+    yield place
+    vars(engines).pop("tensorrt", None)
+
+
+def use(place: Place, monkeypatch: pytest.MonkeyPatch, version: str = "11.4.0.106") -> None:
+    """Import the module with the double in the place of tensorrt."""
+
+    def find_graph(
+        spec: Any, weights: Any = None, options: Any = None, precision: str = "f32"
+    ) -> tuple[Path, str]:
+        place.graphs.append((spec.name, weights, options, precision))
+        return place.folder / "tiny.onnx", "hash"
+
+    fake = fake_tensorrt.make(place.state, version, place.memory)
+    monkeypatch.setitem(sys.modules, "tensorrt", fake)
+    monkeypatch.delitem(sys.modules, "fastpose.engines.tensorrt", raising=False)
+    place.module = importlib.import_module("fastpose.engines.tensorrt")
+    monkeypatch.setattr(place.module, "open_memory", lambda kind, device: place.memory)
+    monkeypatch.setattr(source, "find_graph", find_graph)
+    as_tensor = torch.as_tensor
+
+    def of_the_double(given: Any, device: Any = None) -> Any:
+        if isinstance(given, fake_tensorrt.Array):
+            return torch.from_numpy(np.asarray(given))
+        return as_tensor(given, device=device)
+
+    monkeypatch.setattr(torch, "as_tensor", of_the_double)
+
+
+def windows(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).random((count, 3, 16, 24), np.float32)
+
+
+# Building
+
+
+def test_a_plan_has_one_profile_for_each_batch_size_and_nothing_between(place) -> None:
+    file = place.built()
+    assert file.name == "tiny.plan"
+    shapes = [[size, 3, 16, 24] for size in BUCKETS]
+    assert json.loads(file.read_bytes()) == [{"image": [shape] * 3} for shape in shapes]
+    assert place.stages == ["export", "compile", "compile: Tactics"]
+    assert place.memory.closed
+
+
+@pytest.mark.parametrize("version", ["10.13.3.9", "10.16.1.11", "11.4.0.106"])
+def test_networks_are_strongly_typed_and_no_precision_is_asked_of_the_builder(
+    place, monkeypatch, version
+) -> None:
+    use(place, monkeypatch, version)
+    place.built(precision="f16")
+    assert place.state.called("create_network") == [[2]]  # 1 << STRONGLY_TYPED
+    assert place.state.called("flags") == [[frozenset(), "NONE"]]  # nor TF32
+    assert place.graphs == [("tiny", None, Options(), "f16")]
+
+
+def test_options_reach_the_builder(place) -> None:
+    options = Options(
+        workspace=512,
+        version_compatible=True,
+        host_code=True,
+        hardware_compatible="same-capability",
+        refit=True,
+    )
+    place.built(options=options, threads=3)
+    assert place.state.called("set_memory_pool_limit") == [["WORKSPACE", 512 << 20]]
+    flags = frozenset({"VERSION_COMPATIBLE", "REFIT"})
+    assert place.state.called("flags") == [[flags, "SAME_COMPUTE_CAPABILITY"]]
+    assert place.state.called("threads") == [[3]]
+
+
+def test_a_level_that_this_version_lacks_is_refused(place, monkeypatch) -> None:
+    levels = sys.modules["tensorrt"].HardwareCompatibilityLevel
+    kept = {level.name: level for level in levels if level.name != "SAME_COMPUTE_CAPABILITY"}
+    monkeypatch.setattr(
+        sys.modules["tensorrt"], "HardwareCompatibilityLevel", type("Levels", (), kept)
+    )
+    with pytest.raises(BackendError, match=r"11\.4.* has no level SAME_COMPUTE_CAPABILITY"):
+        place.built(options=Options(hardware_compatible="same-capability"))
+
+
+def test_all_errors_of_the_parser_are_told(place) -> None:
+    place.state.wrong.add("parse_from_file")
+    with pytest.raises(EngineError) as raised:
+        place.built()
+    text = str(raised.value)
+    assert "unsupported mode (node up, Resize); no weights" in text
+    assert "tiny.onnx" in text
+    assert "\n" not in text
+    assert not (place.folder / "tiny.plan").exists()
+
+
+def test_a_build_that_gives_nothing_raises_with_the_log(place) -> None:
+    place.state.wrong.add("build_serialized_network")
+    with pytest.raises(EngineError) as raised:
+        place.built()
+    assert str(raised.value).endswith("not built: no tactic for conv1; and so on")
+    assert place.memory.closed
+
+
+@pytest.mark.parametrize(
+    "call", ["create_network", "create_builder_config", "create_optimization_profile"]
+)
+def test_null_is_an_error(place, call) -> None:
+    place.state.wrong.add(call)
+    with pytest.raises(EngineError):
+        place.built()
+
+
+def test_a_profile_that_is_not_taken_is_an_error(place) -> None:
+    place.state.wrong.add("add_optimization_profile")
+    with pytest.raises(EngineError, match=r"no profile for \[1, 3, 16, 24\]"):
+        place.built()
+
+
+def test_a_graph_of_another_input_is_refused(place) -> None:
+    place.state.input = ("image", (8, 3, 16, 24))
+    with pytest.raises(EngineError, match=r"must be \[-1, 3, 16, 24\], got \[8, 3, 16, 24\]"):
+        place.built()
+
+
+def test_ctrl_c_stops_the_build(place) -> None:
+    def tell(stage: str) -> None:
+        if stage == "compile: Tactics":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        place.built(tell=tell)
+    assert "build_serialized_network" not in [name for name, *_ in place.state.calls]
+    assert place.memory.closed
+
+
+@pytest.mark.parametrize(
+    ("precision", "capability", "needed"), [("bf16", (7, 5), "8.0"), ("int8", (5, 3), "6.1")]
+)
+def test_a_precision_that_the_gpu_lacks_is_refused(place, precision, capability, needed) -> None:
+    place.memory.capability = capability
+    with pytest.raises(BackendError, match=f"{precision}.*Double 1.*{needed} is needed"):
+        place.built(precision=precision)
+    assert place.graphs == []
+
+
+def test_what_cannot_be_opened_is_not_built(place) -> None:
+    with pytest.raises(BackendError, match="version_compatible needs host_code"):
+        place.built(options=Options(version_compatible=True))
+    place.memory.capability = (7, 5)
+    with pytest.raises(BackendError, match=r"needs compute capability 8\.0, Double 1 has 7\.5"):
+        place.built(options=Options(hardware_compatible="ampere"))
+    assert place.graphs == []
+
+
+def test_int8_takes_a_graph_with_scales(place, monkeypatch) -> None:
+    given = []
+    quantize = ModuleType("fastpose.engines.quantize")
+
+    def modelopt_onnx(job: Job, graph: Path, out: Path) -> Path:
+        given.append((job.precision, graph.name, out.name))
+        return out
+
+    quantize.modelopt_onnx = modelopt_onnx
+    monkeypatch.setitem(sys.modules, "fastpose.engines.quantize", quantize)
+    place.built(precision="int8", calibration=windows(2))
+    assert place.stages[:3] == ["export", "calibrate", "compile"]
+    assert place.graphs[0][3] == "f32"
+    assert given == [("int8", "tiny.onnx", "tiny.qdq.onnx")]
+    assert place.state.called("parse_from_file") == [[str(place.folder / "tiny.qdq.onnx")]]
+
+
+# The timing cache
+
+
+def timings(place: Place) -> Path:
+    (path,) = (place.folder / "cache").glob("*")
+    return path
+
+
+def test_timings_are_kept_for_this_gpu_version_and_driver(place) -> None:
+    place.built()
+    assert timings(place).name == "timing-Double-1-11.4.0.106-13.0.cache"
+    assert timings(place).read_bytes() == b"timed"
+    place.state.calls.clear()
+    place.built()
+    assert place.state.called("create_timing_cache")[0] == [b"timed"]
+    assert place.state.called("set_timing_cache") == [[("timed",), False]]
+
+
+def test_timings_that_another_build_writes_meanwhile_are_joined(place) -> None:
+    place.built()
+
+    def tell(stage: str) -> None:
+        if stage == "compile: Tactics":
+            timings(place).write_bytes(b"other")
+
+    place.built(tell=tell)
+    assert place.state.called("combine")[-1] == [("other",), False]
+    assert timings(place).read_bytes() == b"timed timed other"
+
+
+def test_timings_that_do_not_fit_are_replaced(place) -> None:
+    place.built()
+    timings(place).write_bytes(b"foreign")
+    place.state.calls.clear()
+    place.state.wrong |= {"set_timing_cache", "combine"}
+    place.built()
+    assert place.state.called("set_timing_cache") == [[("foreign",), False], [(), False]]
+    assert timings(place).read_bytes() == b"timed"
+
+
+def test_a_folder_that_cannot_be_written_does_not_cost_the_plan(place, caplog) -> None:
+    (place.folder / "cache").write_text("a file")
+    assert place.built().is_file()
+    assert "timings are not kept" in caplog.text
+
+
+# What a plan is tied to
+
+
+def test_a_plan_is_tied_to_version_and_gpu(place) -> None:
+    assert place.module.ties(Options(), "auto") == {
+        "tensorrt": "11.4.0.106",
+        "platform": f"{platform.system()} {platform.machine()}",
+        "compute capability": "9.0",
+        "gpu": "Double 1",
+    }
+    assert place.memory.closed
+
+
+def test_hardware_compatible_plans_name_what_they_need(place) -> None:
+    same = place.module.ties(Options(hardware_compatible="same-capability"), "auto")
+    assert "gpu" not in same
+    assert same["compute capability"] == "9.0"
+    ampere = Options(hardware_compatible="ampere")
+    assert place.module.ties(ampere, "auto")["compute capability"] == "8.0 or later"
+    place.memory.capability = (7, 5)
+    assert place.module.ties(ampere, "auto")["compute capability"] == "7.5"
+
+
+@pytest.mark.parametrize(
+    ("built", "fits"), [("10.13.3.9", True), ("11.4.0.106", True), ("11.4.1.2", False)]
+)
+def test_version_compatible_plans_run_later(place, built, fits) -> None:
+    options = Options(version_compatible=True, host_code=True)
+    found = place.module.ties(options, "auto", {"tensorrt": built})["tensorrt"]
+    assert found == (built if fits else "11.4.0.106")
+    assert place.module.ties(Options(), "auto", {"tensorrt": built})["tensorrt"] == "11.4.0.106"
+
+
+@pytest.mark.parametrize("version", ["10.2.0", "8.6.1", "10.12.0.36", "12.0.0"])
+def test_versions_that_this_is_not_written_for_are_refused(place, monkeypatch, version) -> None:
+    use(place, monkeypatch, version)
+    file = place.folder / "tiny.plan"
+    file.write_bytes(b"[]")
+    for ask in (
+        lambda: place.module.ties(Options(), "auto"),
+        place.built,
+        lambda: place.opened(file),
+    ):
+        with pytest.raises(BackendError, match=f"tensorrt {version} cannot be used: 10.13 to 11"):
+            ask()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "here"),
+    [("tensorrt", "11.3.0.1", "11.4.0.106"), ("gpu", "Double 2", "Double 1")],
+)
+def test_another_machine_names_the_field(place, field, value, here) -> None:
+    manifest = place.opened().manifest
+    other = replace(manifest, ties={**manifest.ties, field: value})
+    other.check_ties(Path("x.json"), {**manifest.ties, field: value})
+    with pytest.raises(EngineError, match=f"{field}: .* built for {value}, .* has {here}"):
+        other.check_ties(Path("x.json"), place.module.ties(Options(), "auto", other.ties))
+
+
+# Running
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 5, 8, 19])
+def test_windows_go_in_and_results_come_out(place, count) -> None:
+    engine = place.opened()
+    given = windows(count)
+    np.testing.assert_allclose(engine(given), answer(given, MAPS), atol=1e-6)
+    assert engine(given[:0]).shape == (0, *MAPS)
+
+
+def test_a_batch_takes_the_next_size_that_holds_it(place) -> None:
+    engine = place.opened()
+    engine(windows(19))
+    assert [size for size, _ in place.state.called("execute_async_v3")] == [8, 8, 4]
+
+
+def test_the_manifest_says_what_runs(place) -> None:
+    file = place.built()
+    manifest = place.opened(file, options=Options(workspace=3)).manifest
+    assert (manifest.kind, manifest.device) == ("tensorrt", "cpu")
+    assert manifest.precision == "f16"
+    assert manifest.layers == {"f16": 2, "f32": 1, "bf16": 1}
+    assert manifest.versions["tensorrt"] == "11.4.0.106"
+    assert manifest.ties == place.module.ties(Options(), "auto")
+    assert manifest.options == Options(workspace=3)
+    assert list(manifest.files) == ["tiny.plan"]
+    manifest.check_files(file.with_suffix(".json"))
+
+
+@pytest.mark.parametrize("version", ["10.16.1.11", "11.4.0.106"])
+def test_layers_are_counted_in_both_schemas(place, monkeypatch, version) -> None:
+    use(place, monkeypatch, version)
+    assert place.opened().manifest.layers == {"f16": 2, "f32": 1, "bf16": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "precision"),
+    [
+        ("Thirty-two wide channel vectorized row major Int8 format", "int8"),
+        ("Channel major FP16 format where channel % 8 == 0", "f16"),
+        ("Row major linear BFloat16", "bf16"),
+        ("BF16", "bf16"),
+        ("Row major linear FP32", "f32"),
+        ("FP8", "fp8"),
+        ("N/A due to dynamic shapes", ""),
+    ],
+)
+def test_types_are_read_as_the_inspector_writes_them(place, text, precision) -> None:
+    assert place.module._precision_named(text) == precision
+
+
+@pytest.mark.parametrize("told", [[], ["names", "alone"]])
+def test_where_layers_are_not_told_nothing_is_claimed(place, told) -> None:
+    place.state.layers = told
+    manifest = place.opened().manifest
+    assert manifest.layers == {}
+    assert manifest.precision == "f16"  # as asked
+
+
+def test_a_context_for_each_size_and_addresses_set_once(place) -> None:
+    engine = place.opened()
+    assert place.state.called("create_execution_context") == [["USER_MANAGED"]] * 3
+    assert place.state.called("set_optimization_profile_async") == [
+        [index, STREAM] for index in range(3)
+    ]
+    place.state.calls.clear()
+    for seed in range(5):
+        engine(windows(3, seed))
+    set_at = place.state.called("set_tensor_address")
+    assert [given[:2] for given in set_at] == [[4, "image"]]
+    assert place.state.called("set_input_shape") == []
+    assert place.state.called("execute_async_v3") == [[4, STREAM]] * 5
+
+
+def test_results_on_the_device_stay_where_they_are(place) -> None:
+    engine = place.opened()
+    given = windows(8)
+    first = engine.enqueue_at(4, given.ctypes.data, 5)
+    again = engine.enqueue_at(4, given.ctypes.data, 6)
+    assert [found.address for found in first] == [found.address for found in again]
+    assert [(found.shape, found.dtype) for found in first] == [((4, *MAPS), "float32")]
+    assert place.state.called("execute_async_v3") == [[4, 5], [4, 6]]
+    np.testing.assert_allclose(
+        fake_tensorrt.at(first[0].address, (4, *MAPS)), answer(given[:4], MAPS), atol=1e-6
+    )
+    with pytest.raises(ValueError, match=r"one of the batch sizes 1, 4, 8, got 3"):
+        engine.enqueue_at(3, given.ctypes.data, 5)
+
+
+def test_torch_windows_go_in_where_they_lie(place) -> None:
+    engine = place.opened()
+    assert (engine.device, engine.type, engine.layout) == (
+        torch.device("cpu"), torch.float32, "nchw",
+    )  # fmt: skip
+    given = torch.from_numpy(windows(4))
+    place.state.calls.clear()
+    for _ in range(2):
+        found = engine.enqueue(given)
+        np.testing.assert_allclose(found.numpy(), answer(given.numpy(), MAPS), atol=1e-6)
+    assert place.state.called("set_tensor_address") == [[4, "image", given.data_ptr()]]
+    # strided: a copy of its own
+    strided = torch.from_numpy(windows(4, 1).transpose(0, 2, 3, 1).copy()).permute(0, 3, 1, 2)
+    assert not strided.is_contiguous()
+    found = engine.enqueue(strided)
+    np.testing.assert_allclose(found.numpy(), answer(strided.numpy(), MAPS), atol=1e-6)
+
+
+def test_two_results_become_one(place) -> None:
+    place.state.outputs = {"x": (-1, 14, 48), "y": (-1, 14, 32)}
+    spec = replace(TINY, output="simcc", stride=1, method="argmax")
+    engine = place.opened(spec=spec)
+    given = windows(4)
+    wanted = np.concatenate([answer(given, (14, 48)), answer(given, (14, 32))], axis=-1)
+    np.testing.assert_allclose(engine.enqueue(torch.from_numpy(given)), wanted, atol=1e-6)
+    np.testing.assert_allclose(engine(given), wanted, atol=1e-6)
+
+
+def test_torch_default_stream_gets_another_beside_it(place, monkeypatch) -> None:
+    order: list[tuple[Any, ...]] = []
+
+    class Stream:
+        def __init__(self, handle: int) -> None:
+            self.cuda_stream = handle
+
+        def wait_stream(self, other: Stream) -> None:
+            order.append(("wait", self.cuda_stream, other.cuda_stream))
+
+    class Using:
+        def __init__(self, stream: Stream) -> None:
+            self.stream = stream
+
+        def __enter__(self) -> None:
+            place.memory._stream = self.stream.cuda_stream
+
+        def __exit__(self, *error: object) -> None:
+            place.memory._stream = 0
+
+    made = []
+    engine = place.opened()
+    place.memory._stream = 0
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream(0))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: made.append(1) or Stream(9))
+    monkeypatch.setattr(torch.cuda, "stream", Using)
+    given = windows(4)
+    for _ in range(2):
+        engine.enqueue(torch.from_numpy(given))
+        engine(given)
+    assert place.state.called("execute_async_v3") == [[4, 9]] * 4
+    assert order == [("wait", 9, 0), ("wait", 0, 9)] * 4
+    assert made == [1]
+
+
+@pytest.mark.parametrize("kind", ["pycuda", "cuda"])
+def test_other_memory_runs_without_torch(place, kind) -> None:
+    place.memory.kind = kind
+    engine = place.opened()
+    assert not hasattr(engine, "device")
+    given = windows(5)
+    np.testing.assert_allclose(engine(given), answer(given, MAPS), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (torch.zeros(4, 3, 16, 24, dtype=torch.float16), "must be float32 .*got torch.float16"),
+        (torch.zeros(4, 3, 24, 16), r"must be float32 \[N, 3, 16, 24\], got .*\[4, 3, 24, 16\]"),
+        (torch.zeros(3, 3, 16, 24), "one of the batch sizes 1, 4, 8, got 3"),
+        (torch.zeros(4, 3, 16, 24, device="meta"), "must be on cpu, got meta"),
+    ],
+)
+def test_windows_of_another_type_size_or_place_are_refused(place, given, text) -> None:
+    engine = place.opened()
+    place.state.calls.clear()
+    with pytest.raises(ValueError, match=text):
+        engine.enqueue(given)
+    assert place.state.calls == []
+
+
+def test_a_run_that_is_not_enqueued_is_an_error(place) -> None:
+    engine = place.opened()
+    place.state.wrong.add("execute_async_v3")
+    with pytest.raises(EngineError, match=r"tiny\.plan: .*batch of 4: it was not enqueued"):
+        engine(windows(4))
+    with pytest.raises(EngineError, match="not enqueued"):
+        engine.enqueue(torch.from_numpy(windows(4)))
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        ("create_execution_context", "there is no context"),
+        ("set_optimization_profile_async", "profile 0 cannot be set"),
+        ("set_input_shape", r"image cannot be \[1, 3, 16, 24\]"),
+        ("infer_shapes", "the shape of maps is not known"),
+        ("set_tensor_address", "maps cannot lie at 0x"),
+    ],
+)
+def test_every_false_is_an_error(place, call, text) -> None:
+    file = place.built()
+    place.state.wrong.add(call)
+    with pytest.raises(EngineError, match=f"batch of 1: {text}"):
+        place.opened(file)
+    assert place.memory.closed
+
+
+def test_a_plan_that_cannot_be_read_says_why(place) -> None:
+    file = place.built()
+    file.write_bytes(file.read_bytes()[:30])
+    with pytest.raises(EngineError) as raised:
+        place.opened(file)
+    text = str(raised.value)
+    assert "tiny.plan" in text
+    assert "tensorrt 11.4.0.106" in text
+    assert text.endswith("magic tag does not match")
+    file.unlink()
+    with pytest.raises(EngineError, match="cannot be read: No such file"):
+        place.opened(file)
+
+
+def test_host_code_runs_only_where_it_is_asked_for(place) -> None:
+    options = Options(version_compatible=True, host_code=True)
+    file = place.built(options=options)
+    place.opened(file, options=options)
+    assert place.state.called("host_code") == [[True]]
+    place.state.calls.clear()
+    place.state.wrong.add("deserialize_cuda_engine")
+    with pytest.raises(EngineError, match="without host_code, as it carries code of its own"):
+        place.opened(file, options=Options(version_compatible=True))
+    assert place.state.called("host_code") == [[False]]
+
+
+@pytest.mark.parametrize("kind", ["HALF", "BF16", "INT64", "UINT8", "FP8", "INT4", "BOOL"])
+@pytest.mark.parametrize("name", ["image", "maps"])
+def test_a_plan_of_other_types_is_refused_by_name(place, name, kind) -> None:
+    place.state.types[name] = kind
+    names = {"HALF": "float16", "BF16": "bfloat16", "FP8": "float8"}
+    wanted = f"{name} must be float32, got {names.get(kind, kind.lower())}"
+    with pytest.raises(EngineError, match=wanted):
+        place.opened()
+
+
+def test_a_plan_of_other_batch_sizes_is_refused(place) -> None:
+    with pytest.raises(EngineError, match=r"buckets: asked are \[1, 4\], .* for 1, 4, 8"):
+        place.opened(buckets=(1, 4))
+
+
+@pytest.mark.parametrize(
+    ("shape", "text"),
+    [
+        ((-1, -1, 4, 6), r"depends on the data"),
+        ((-1, 14, 4, 5), r"must be .*14, 4, 6"),
+        ((3, 14, 4, 6), r"must be \[1, 14, 4, 6\], got \[3, 14, 4, 6\]"),
+    ],
+)
+def test_results_of_another_shape_are_refused(place, shape, text) -> None:
+    place.state.outputs = {"maps": shape}
+    with pytest.raises(EngineError, match=text):
+        place.opened()
+
+
+def test_a_closed_engine_says_so(place) -> None:
+    engine = place.opened()
+    engine.close()
+    engine.close()
+    assert place.memory.closed
+    for use_it in (
+        lambda: engine(windows(1)),
+        lambda: engine.enqueue(torch.from_numpy(windows(1))),
+        lambda: engine.enqueue_at(1, 64, STREAM),
+        lambda: engine.buffer(1),
+    ):
+        with pytest.raises(EngineError, match="closed"):
+            use_it()
+
+
+def test_the_log_does_not_grow(place) -> None:
+    log = place.module._Log()
+    trt = sys.modules["tensorrt"]
+    for number in range(10_000):
+        log.log(trt.ILogger.WARNING, f"slow {number}")
+        log.log(trt.ILogger.INFO, "nothing")
+    assert log.reasons().count("slow") == place.module.KEPT_LINES
+    assert log.reasons() == ""
+
+
+def test_the_kernel_that_finds_joints_is_kept_with_the_plan(place, monkeypatch) -> None:
+    from fastpose.ops import DecodeBinary
+
+    asked = []
+
+    class Binary:
+        def save(self, stem: Path) -> list[Path]:
+            files = [stem.with_name(f"{stem.name}.decode.{end}") for end in ("json", "cubin")]
+            for file in files:
+                file.write_text("kernel")
+            return files
+
+    def compile_peaks(*given: Any) -> Binary:
+        asked.append(given)
+        return Binary()
+
+    monkeypatch.setattr(place.module, "compile_peaks", compile_peaks)
+    files = place.module.build(place.job(), place.folder / "tiny.plan")
+    assert [file.name for file in files] == [
+        "tiny.plan", "tiny.decode.json", "tiny.decode.cubin",
+    ]  # fmt: skip
+    assert asked == [(TINY, "float32", (9, 0))]
+    monkeypatch.setattr(DecodeBinary, "load", lambda stem: (stem.name, "kernel"))
+    engine = place.opened(files[0])
+    assert engine.decoder == ("tiny", "kernel")
+    assert set(engine.manifest.files) == {file.name for file in files}
+    assert engine.manifest.file == "tiny.plan"
+    # a kernel is for one architecture
+    ampere = place.job(options=Options(hardware_compatible="ampere"))
+    assert len(place.module.build(ampere, place.folder / "other.plan")) == 1
+    assert len(asked) == 1
+
+
+# Refit
+
+
+def test_other_weights_make_a_new_plan(place) -> None:
+    file = refittable(place)
+    plan = place.module.refit(file, Path("new.safetensors"))
+    assert plan == file.read_bytes()
+    assert place.graphs[-1] == ("tiny", Path("new.safetensors"), Options(refit=True), "f16")
+    names = [name for name, *_ in place.state.calls]
+    assert names[-3:] == ["refit_from_file", "refit_cuda_engine", "serialize"]
+
+
+def test_missing_weights_are_listed(place) -> None:
+    file = refittable(place)
+    place.state.missing = ["conv1.weight", "conv2.bias"]
+    with pytest.raises(EngineError, match=r"lacks the weights conv1\.weight, conv2\.bias"):
+        place.module.refit(file, Path("new.safetensors"))
+    assert place.state.called("refit_cuda_engine") == []
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        ("refit_from_file", "does not fit: conv1.weight has another size"),
+        ("refit_cuda_engine", "the weights were not taken"),
+        ("serialize", "the new plan cannot be written"),
+    ],
+)
+def test_a_refit_that_fails_says_where(place, call, text) -> None:
+    file = refittable(place)
+    place.state.wrong.add(call)
+    with pytest.raises(EngineError, match=text):
+        place.module.refit(file, Path("new.safetensors"))
+
+
+def test_a_plan_that_was_not_built_for_it_is_not_refitted(place) -> None:
+    with pytest.raises(BackendError, match="refit: the engine was built without it"):
+        place.module.refit(refittable(place, Options()), Path("new.safetensors"))
+    file = refittable(place)
+    path = file.with_suffix(".json")
+    replace(Manifest.load(path), precision_asked="int8").save(path)
+    with pytest.raises(BackendError, match="the scales of int8 belong to its weights"):
+        place.module.refit(file, Path("new.safetensors"))
+
+
+def refittable(place: Place, options: Options | None = None) -> Path:
+    options = options or Options(refit=True)
+    file = place.built(options=options)
+    place.opened(file, options=options).manifest.save(file.with_suffix(".json"))
+    return file
+
+
+# The double itself
+
+
+@pytest.mark.parametrize("version", ["10.13", "10.16", "11"])
+def test_the_double_has_no_name_that_the_bindings_lack(version) -> None:
+    path = ROOT / "build" / "tensorrt_stubs" / version / "stubs" / "tensorrt" / "__init__.pyi"
+    if not path.is_file():
+        pytest.skip("needs stubs of TensorRT: run python scripts/tensorrt_stubs.py")
+    classes = {node.name: node for node in ast.parse(path.read_text()).body if is_class(node)}
+    full = {"10.13": "10.13.3.9", "10.16": "10.16.1.11", "11": "11.4.0.106"}[version]
+    checked = 0
+    for name, fake in vars(fake_tensorrt.make(State(), full)).items():
+        if not isinstance(fake, type):
+            continue
+        real = members(classes[name])
+        for member, value in vars(fake).items():
+            if member.startswith("_") and not (member == "__init__" and member in real):
+                continue  # its own; and what users cannot make has no __init__
+            assert member in real, f"{name}.{member}"
+            checked += 1
+            if inspect.isfunction(value):
+                given = [part for part in inspect.signature(value).parameters if part != "self"]
+                assert any(given == args[: len(given)] for args in real[member]), (name, member)
+    assert checked > 80
+
+
+def is_class(node: ast.AST) -> bool:
+    return isinstance(node, ast.ClassDef)
+
+
+def members(node: ast.ClassDef) -> dict[str, list[list[str]]]:
+    """The names of a class of the stubs, with the arguments of each overload."""
+    found: dict[str, list[list[str]]] = {}
+    for part in node.body:
+        if isinstance(part, ast.FunctionDef):
+            args = [arg.arg for arg in part.args.args if arg.arg != "self"]
+            found.setdefault(part.name, []).append(args)
+        elif isinstance(part, ast.AnnAssign):
+            found[part.target.id] = []
+        elif isinstance(part, ast.ClassDef):
+            found[part.name] = []
+    return found
