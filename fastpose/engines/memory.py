@@ -224,9 +224,7 @@ def _choose(kind: str) -> str:
         kind = next((name for name in order if _installed(KINDS[name][0])), "")
         if not kind:
             options = ", ".join(package for _, package in KINDS.values())
-            raise BackendError(
-                f"nothing that gives memory of a CUDA device is installed: {options}"
-            )
+            raise BackendError(f"no memory of a CUDA device; needed is one of: {options}")
     module, package = KINDS[kind]
     if not _installed(module):
         raise BackendError(f"memory {kind!r} needs {package}, which is not installed")
