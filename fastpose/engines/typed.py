@@ -24,7 +24,8 @@ def give_types(module: nn.Module, precision: str, pictures: Tensor) -> None:
     Every layer's weights have their type, and its input is cast to it. In float32 stay norms, whose
     result goes back to half, and for "f16" each layer whose weights, input or result come near the
     end of that type's range: its result stays float32 until a layer in half takes it. What has no
-    weights keeps the types it is given, the wider of two.
+    weights keeps the types it is given, the wider of two. Layers whose weights somebody else
+    multiplies with are not looked at; what they make of the results, a verification shows.
 
     Args:
         module: in eval mode; batch norm should be folded first.
@@ -62,10 +63,11 @@ def _layers(module: nn.Module) -> list[nn.Module]:
 def _leaving_half(module: nn.Module, pictures: Tensor) -> set[nn.Module]:
     """Layers whose weights, input or result come near the end of float16's range."""
     limit = LARGEST_HALF / ROOM
+    layers = _layers(module)
     leaving = {
         part
-        for part in _layers(module)
-        if any(p.abs().amax() > LARGEST_HALF for p in part.parameters(recurse=False) if p.numel())
+        for part in layers
+        if any(p.abs().amax() > LARGEST_HALF for p in part.parameters(recurse=False))
     }
 
     def look(part: nn.Module, given: tuple[Any, ...], result: Any) -> None:
@@ -73,7 +75,7 @@ def _leaving_half(module: nn.Module, pictures: Tensor) -> set[nn.Module]:
         if any(not value.abs().amax() <= limit for value in tensors):  # NaN is not, either
             leaving.add(part)
 
-    hooks = [part.register_forward_hook(look) for part in _layers(module)]
+    hooks = [part.register_forward_hook(look) for part in layers]
     try:
         with torch.inference_mode():
             module(pictures)

@@ -134,8 +134,12 @@ class Structured(nn.Module):
         )
 
     def predict(self, image: Tensor) -> Tensor:
-        """[N, 3, h, w] -> probabilities [N, P * T + 1, h / 8, w / 8], of sum 1 in each cell."""
-        return self(image).softmax(dim=1)
+        """[N, 3, h, w] -> probabilities [N, P * T + 1, h / 8, w / 8], of sum 1 in each cell.
+
+        Float32 at least: in half precision no cell would have that sum.
+        """
+        logits = self(image)
+        return logits.softmax(dim=1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
     def _initialise(self) -> None:
         """As released where something was; VGG-16 should be given its ImageNet weights."""

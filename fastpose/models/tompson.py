@@ -73,6 +73,8 @@ class Cascade(nn.Module):
         ModelError: an argument is none of these.
     """
 
+    exact_picture = True  # float32: the rounding of a level place would pass for contrast
+
     def __init__(
         self,
         num_keypoints: int = 14,
