@@ -1,4 +1,4 @@
-"""Windows of real and drawn people: to verify engines on, and to calibrate int8 with."""
+"""Pictures of real and drawn people: to verify engines on, and to calibrate int8 with."""
 
 from __future__ import annotations
 
@@ -14,11 +14,20 @@ import numpy as np
 import numpy.typing as npt
 
 from fastpose.crop import Place, cut_places, place_affines
-from fastpose.datasets import KINDS, CocoData, PoseData, open_poses, read_image
-from fastpose.detect import Detector, open_detector
+from fastpose.datasets import (
+    KINDS,
+    BoxData,
+    CocoData,
+    PoseData,
+    open_boxes,
+    open_poses,
+    read_image,
+)
+from fastpose.detect import open_detector
 from fastpose.errors import DataError, FrameError, ModelError
 from fastpose.evaluate import (
     annotated_boxes,
+    evaluate_boxes,
     evaluate_predictions,
     evaluate_results,
     people_results,
@@ -152,6 +161,41 @@ class Fixtures:
         return np.concatenate(list(self.batches()))
 
 
+@dataclass(frozen=True)
+class Scenes:
+    """Whole pictures, each read when it is needed.
+
+    Attributes:
+        name: "built-in", or the name of the folder or set.
+        files: the pictures.
+        truth: the boxes in them, of an annotated set.
+        skipped: how many pictures of a folder could not be read.
+    """
+
+    name: str
+    files: tuple[Path, ...]
+    truth: BoxTruth | None = None
+    skipped: int = 0
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __iter__(self) -> Iterator[npt.NDArray[np.uint8]]:
+        """[H, W, 3] uint8 BGR each."""
+        return map(read_image, self.files)
+
+
+@dataclass(frozen=True)
+class BoxTruth:
+    """The true boxes of annotated pictures; see `fastpose.engines.verify_detector.BoxTruth`."""
+
+    data: BoxData
+
+    def __call__(self, found: Sequence[Boxes]) -> tuple[str, float]:
+        """The average precision of the boxes of all pictures at an overlap of 0.5, in percent."""
+        return "det_ap50", 100 * evaluate_boxes(self.data, found).metrics["det_ap50"]
+
+
 def windows(
     spec: ModelSpec,
     source: str | Path | None = None,
@@ -179,12 +223,11 @@ def windows(
             empty.
         ValueError: `limit` is no positive whole number.
     """
-    if limit is not None and (type(limit) is not int or limit < 1):
-        raise ValueError(f"limit must be a whole number from 1, or None, got {limit!r}")
+    _check_limit(limit)
     spec = spec.single_view()
     if source is None:
         return Fixtures(BUILT_IN, spec, tuple(_built_in_places()[:limit]))
-    if str(source).partition(":")[0] in KINDS and not Path(source).exists():
+    if _names_set(source):
         return annotated(spec, open_poses(str(source)).head(limit))
     return _from_folder(spec, Path(source), limit or MOST, threads)
 
@@ -228,41 +271,106 @@ def annotated(spec: ModelSpec, data: PoseData) -> Fixtures:
     return Fixtures(data.name, truth.spec, truth.places, truth)
 
 
-def _from_folder(spec: ModelSpec, folder: Path, limit: int, threads: int | None) -> Fixtures:
-    files = picture_files(folder.iterdir()) if folder.is_dir() else []
-    if not files:
-        what = "has no picture" if folder.is_dir() else "no such folder of pictures"
-        raise DataError(f"{folder}: {what}")
-    chosen = _spread(files, limit)
-    places: list[Place] = []
-    faults: list[FrameError] = []
+def scenes(source: str | Path | None = None, *, limit: int | None = None) -> Scenes:
+    """Whole pictures with people, for a detector.
+
+    Args:
+        source: None takes the built-in pictures; a folder its own; boxes:DIR those of an annotated
+            set, and its truth.
+        limit: most pictures; None takes 256 of a folder, evenly spread over their names, and all
+            of the others.
+
+    Raises:
+        DataError: the folder has no picture that can be read, or the set cannot be read or is
+            empty.
+        ValueError: `limit` is no positive whole number.
+    """
+    _check_limit(limit)
+    if source is None:
+        return Scenes(BUILT_IN, tuple(file for file, _ in built_in_pictures())[:limit])
+    if _names_set(source):
+        data = open_boxes(str(source)).head(limit)
+        if not data.samples:
+            raise DataError(f"{source}: the {data.split} split has no picture")
+        return Scenes(data.name, tuple(s.image for s in data.samples), BoxTruth(data))
+    folder = _Folder(Path(source), limit or MOST)
+    files = tuple(file for file, _ in folder.read())
+    return Scenes(folder.name, files, skipped=folder.finish())
+
+
+def _check_limit(limit: int | None) -> None:
+    if limit is not None and (type(limit) is not int or limit < 1):
+        raise ValueError(f"limit must be a whole number from 1, or None, got {limit!r}")
+
+
+def _names_set(source: str | Path) -> bool:
+    """Whether it is KIND:PATH, and not a folder of such a name."""
+    return str(source).partition(":")[0] in KINDS and not Path(source).exists()
+
+
+def _from_folder(spec: ModelSpec, path: Path, limit: int, threads: int | None) -> Fixtures:
+    folder, places = _Folder(path, limit), list[Place]()
     with closing(open_detector("default", threads=threads)) as detector:
-        for file in chosen:
+        for file, image in folder.read():
+            (found,) = detector([image])
+            places += [Place(file, box) for box in found.boxes] or [Place(file)]
             if len(places) >= limit:
                 break
+    return Fixtures(folder.name, spec, tuple(places[:limit]), skipped=folder.finish())
+
+
+class _Folder:
+    """Some pictures of a folder, without those that cannot be read.
+
+    Args:
+        path: of it.
+        limit: most pictures that are tried.
+
+    Raises:
+        DataError: there is no such folder, or no picture in it.
+    """
+
+    def __init__(self, path: Path, limit: int) -> None:
+        if not path.is_dir():
+            raise DataError(f"{path}: no such folder of pictures")
+        files = picture_files(path.iterdir())
+        if not files:
+            raise DataError(f"{path}: has no picture")
+        self.name = path.resolve().name
+        self._path, self._files = path, spread(files, limit)
+        self._given, self._faults = 0, list[FrameError]()
+
+    def read(self) -> Iterator[tuple[Path, npt.NDArray[np.uint8]]]:
+        """Each that can be read, and what it shows, [H, W, 3] uint8 BGR."""
+        for file in self._files:
             try:
-                places += _people(file, detector)
+                image = read_picture(file)
             except FrameError as error:
-                faults.append(error)
-    if not places:
-        raise DataError(f"{folder}: no picture can be read; the first: {faults[0]}")
-    if faults:
-        warnings.warn(
-            f"{folder}: {len(faults)} of {len(chosen)} pictures are left out; the first: "
-            f"{faults[0]}",
-            UserWarning,
-            stacklevel=3,
-        )
-    return Fixtures(folder.resolve().name, spec, tuple(places[:limit]), skipped=len(faults))
+                self._faults.append(error)
+                continue
+            self._given += 1
+            yield file, image
+
+    def finish(self) -> int:
+        """Tell of the pictures that could not be read, and how many they are.
+
+        Raises:
+            DataError: they are all that were tried.
+        """
+        if not self._given:
+            raise DataError(f"{self._path}: no picture can be read; the first: {self._faults[0]}")
+        if self._faults:
+            warnings.warn(
+                f"{self._path}: {len(self._faults)} of {len(self._files)} pictures are left out; "
+                f"the first: {self._faults[0]}",
+                UserWarning,
+                stacklevel=3,
+            )
+        return len(self._faults)
 
 
-def _spread(files: Sequence[Path], limit: int) -> list[Path]:
+def spread(files: Sequence[Path], limit: int) -> list[Path]:
     """At most `limit` of them, evenly spread: neighbours of a video show the same."""
     if len(files) <= limit:
         return list(files)
     return [files[i] for i in np.linspace(0, len(files) - 1, limit).astype(int)]
-
-
-def _people(file: Path, detector: Detector) -> list[Place]:
-    (found,) = detector([read_picture(file)])
-    return [Place(file, box) for box in found.boxes] or [Place(file)]
