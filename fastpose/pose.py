@@ -136,7 +136,9 @@ class Pose:
         placed = self._place(images)
         if boxes is not None:
             return estimate(placed, [_given(b) for b in boxes], self._engine)
-        seen = placed if reads_device(self._detector) else [_on_host(i) for i in images]
+        tensors = isinstance(self._engine, DeviceFrames) and self._engine.tensors
+        shared = tensors and reads_device(self._detector)
+        seen = placed if shared else [_on_host(image) for image in images]
         found = self._detector(seen)
         return [drop_duplicates(p) for p in estimate(placed, found, self._engine)]
 
