@@ -75,10 +75,12 @@ class DeviceFrames(ABC):
     Attributes:
         manifest: of the network.
         finds_joints: the peaks are found on the device too; else only `results` can be asked for.
+        tensors: `upload` gives torch's, which a detector on the device can read.
     """
 
     manifest: Manifest
     finds_joints: bool
+    tensors = False
 
     @abstractmethod
     def upload(self, frames: Sequence[Any]) -> list[Any]:

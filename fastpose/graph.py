@@ -87,6 +87,8 @@ class FrameGraphs(DeviceFrames):
         EngineError: the network cannot be captured.
     """
 
+    tensors = True
+
     def __init__(self, engine: StreamEngine) -> None:
         self.manifest = engine.manifest
         self.device = engine.device

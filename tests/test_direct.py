@@ -377,6 +377,22 @@ def test_pose_places_frames_for_it():
     np.testing.assert_allclose(people.keypoints[:, 0], DOTS[[0, 2]], atol=0.5)
 
 
+def test_a_detector_that_reads_tensors_is_given_frames_of_the_host():
+    given = []
+
+    class Finds:
+        reads_device = True
+
+        def __call__(self, frames):
+            given.extend(frames)
+            return [Boxes.empty() for _ in frames]
+
+    pose = object.__new__(Pose)
+    pose._engine, pose._detector = DirectFrames(Dots(HostMemory())), Finds()
+    assert len(pose(FRAMES[0])) == 0
+    np.testing.assert_array_equal(given[0], FRAMES[0])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
