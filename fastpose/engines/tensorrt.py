@@ -18,14 +18,14 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 import tensorrt as trt
 
 from fastpose import ops
 from fastpose.engines import source
-from fastpose.engines.engine import BufferedEngine, Job, Port, Ports, Request, find_ports
+from fastpose.engines.engine import BufferedEngine, Job, Port, Ports, Request, cause, find_ports
 from fastpose.engines.manifest import Manifest, hash_files, replaced, versions_of
 from fastpose.engines.memory import DeviceArray, DeviceMemory, open_memory
 from fastpose.engines.options import Options
@@ -44,6 +44,9 @@ ARITHMETIC = ("conv", "gemm", "matrixmultiply", "matmul", "fullyconnected")
 MIB = 1 << 20
 KEPT_LINES = 50  # of the log; a runtime that warns at each run must not fill the memory
 LOG = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def suffix(precision: str, options: Options) -> str:
@@ -249,6 +252,7 @@ class TensorRTEngine(BufferedEngine):
 
         Raises:
             ValueError: another type, shape or device.
+            BackendError: the engine's memory is not torch's.
             EngineError: the engine is closed, or TensorRT failed.
         """
         import torch
@@ -325,6 +329,10 @@ class TensorRTEngine(BufferedEngine):
         import torch
 
         self._checked(1)
+        if self.memory.kind != "torch":
+            raise BackendError(
+                f"windows of torch need torch's memory, this is {self.memory.kind}'s"
+            )
         shape = self._images.shape[1:]
         if windows.dtype != torch.float32 or windows.shape[1:] != shape:
             raise ValueError(
@@ -374,10 +382,14 @@ class _Run:
         memory.synchronize()
         if scratch is not None:
             context.set_device_memory(scratch.address, scratch.nbytes)
-        shape = (self._size, *tuple(plan.engine.get_tensor_shape(ports.input))[1:])
+        _, _, most = plan.engine.get_tensor_profile_shape(ports.input, index)
+        shape = tuple(most)  # as least
         if not context.set_input_shape(ports.input, shape):
             raise self._failed(f"{ports.input} cannot be {list(shape)}")
-        unknown = context.infer_shapes()
+        try:
+            unknown = context.infer_shapes()
+        except RuntimeError as error:
+            raise self._failed(f"no shapes: {cause(error)}") from None
         if unknown:
             raise self._failed(f"the shape of {', '.join(unknown)} is not known")
         for name, result in zip(ports.outputs, results, strict=True):
@@ -414,7 +426,7 @@ class _Plan:
     def __init__(self, path: Path, options: Options) -> None:
         self._path = path
         self.log = _Log()
-        self._runtime: trt.Runtime | None = trt.Runtime(self.log)
+        self._runtime: trt.Runtime | None = _made(self.log, trt.Runtime, self.log)
         # code that a plan carries would run with our rights
         self._runtime.engine_host_code_allowed = options.host_code
         try:
@@ -454,11 +466,15 @@ class _Plan:
         )
         profiles = range(self.engine.num_optimization_profiles)
         ranges = [self.engine.get_tensor_profile_shape(ports.input, i) for i in profiles]
-        found = [(int(least[0]), int(most[0])) for least, _, most in ranges]
-        if found != [(size, size) for size in request.buckets]:
+        found = [(tuple(least), tuple(most)) for least, _, most in ranges]
+        wanted = [(size, 3, *request.spec.size) for size in request.buckets]
+        if found != [(shape, shape) for shape in wanted]:
+            text = ", ".join(
+                f"{list(a)} to {list(b)}" if a != b else f"{list(a)}" for a, b in found
+            )
             raise EngineError(
-                f"{self._path}: buckets: asked are {list(request.buckets)}, the plan has profiles "
-                f"for {', '.join(f'{a} to {b}' if a < b else str(a) for a, b in found)}"
+                f"{self._path}: buckets: asked are {list(request.buckets)}, "
+                f"the plan has profiles for {text}"
             )
         return ports
 
@@ -503,6 +519,20 @@ class _Log(trt.ILogger):
         self._errors.clear()
         self._warnings.clear()
         return f": {'; '.join(lines)}" if lines else ""
+
+
+def _made(log: _Log, kind: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
+    """An object of TensorRT, whose constructors raise where the library gives null.
+
+    Raises:
+        EngineError: it does; the text has what the log says.
+    """
+    try:
+        return kind(*given, **named)
+    except (TypeError, RuntimeError) as error:
+        name = getattr(kind, "__name__", kind)
+        reasons = log.reasons() or f": {cause(error)}"
+        raise EngineError(f"tensorrt {trt.__version__}: no {name}{reasons}") from None
 
 
 class _Progress(trt.IProgressMonitor):
@@ -587,7 +617,7 @@ def _compile(job: Job, graph: Path, cache: Path | None) -> bytes:
     """The plan of a graph, on the current device."""
     log = _Log()
     progress = _Progress(job.tell)
-    builder = trt.Builder(log)
+    builder = _made(log, trt.Builder, log)
     if job.threads is not None:
         builder.max_threads = job.threads
     network = _parsed(builder, graph, log)
@@ -614,7 +644,7 @@ def _parsed(builder: trt.Builder, graph: Path, log: _Log) -> trt.INetworkDefinit
     network = builder.create_network(0 if flag is None else 1 << int(flag))
     if network is None:
         raise EngineError(f"{graph}: no network definition{log.reasons()}")
-    parser = trt.OnnxParser(network, log)
+    parser = _made(log, trt.OnnxParser, network, log)
     if not parser.parse_from_file(str(graph)):
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
         raise EngineError(f"{graph}: not parsed: {_told(errors) or log.reasons()[2:]}")
@@ -713,8 +743,8 @@ def _keep_timings(config: trt.IBuilderConfig, path: Path) -> None:
 
 
 def _refitted(plan: _Plan, graph: Path) -> bytes:
-    refitter = trt.Refitter(plan.engine, plan.log)
-    parser = trt.OnnxParserRefitter(refitter, plan.log)
+    refitter = _made(plan.log, trt.Refitter, plan.engine, plan.log)
+    parser = _made(plan.log, trt.OnnxParserRefitter, refitter, plan.log)
     if not parser.refit_from_file(str(graph)):
         errors = _told([parser.get_error(index) for index in range(parser.num_errors)])
         raise plan.failed(f"{graph} does not fit: {errors}")

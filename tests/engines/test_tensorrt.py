@@ -370,7 +370,12 @@ def test_windows_go_in_and_results_come_out(place, count) -> None:
     engine = place.opened()
     given = windows(count)
     np.testing.assert_allclose(engine(given), answer(given, MAPS), atol=1e-6)
-    assert engine(given[:0]).shape == (0, *MAPS)
+
+
+def test_nobody_is_no_run(place) -> None:
+    engine = place.opened()
+    assert engine(windows(0)).shape == (0, *MAPS)
+    assert place.state.called("execute_async_v3") == []
 
 
 def test_a_batch_takes_the_next_size_that_holds_it(place) -> None:
@@ -520,6 +525,8 @@ def test_other_memory_runs_without_torch(place, kind) -> None:
     place.memory.kind = kind
     engine = place.opened()
     assert not hasattr(engine, "device")
+    with pytest.raises(BackendError, match=f"need torch's memory, this is {kind}'s"):
+        engine.enqueue(torch.from_numpy(windows(4)))
     given = windows(5)
     np.testing.assert_allclose(engine(given), answer(given, MAPS), atol=1e-6)
 
@@ -594,6 +601,19 @@ def test_host_code_runs_only_where_it_is_asked_for(place) -> None:
     assert place.state.called("host_code") == [[False]]
 
 
+@pytest.mark.parametrize("name", ["Runtime", "Builder", "OnnxParser"])
+def test_constructors_that_give_null_are_errors(place, monkeypatch, name) -> None:
+    def __init__(self: object, *given: object) -> None:  # noqa: N807
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    file = place.folder / "tiny.plan"
+    file.write_bytes(b"[]")
+    monkeypatch.setattr(getattr(sys.modules["tensorrt"], name), "__init__", __init__)
+    with pytest.raises(EngineError, match=rf"tensorrt 11\.4\.0\.106: no {name}: .*nullptr"):
+        place.opened(file) if name == "Runtime" else place.built()
+    assert place.memory.closed
+
+
 @pytest.mark.parametrize("kind", ["HALF", "BF16", "INT64", "UINT8", "FP8", "INT4", "BOOL"])
 @pytest.mark.parametrize("name", ["image", "maps"])
 def test_a_plan_of_other_types_is_refused_by_name(place, name, kind) -> None:
@@ -605,7 +625,9 @@ def test_a_plan_of_other_types_is_refused_by_name(place, name, kind) -> None:
 
 
 def test_a_plan_of_other_batch_sizes_is_refused(place) -> None:
-    with pytest.raises(EngineError, match=r"buckets: asked are \[1, 4\], .* for 1, 4, 8"):
+    with pytest.raises(
+        EngineError, match=r"buckets: asked are \[1, 4\], .* for \[1, 3, 16, 24\], "
+    ):
         place.opened(buckets=(1, 4))
 
 
