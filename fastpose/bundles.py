@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from fastpose import fixtures
 from fastpose.engines import (
+    AUTO_PRECISIONS,
     BUCKETS,
     KINDS,
     Engine,
@@ -18,7 +20,10 @@ from fastpose.engines import (
     changed_spec,
     choose_runtime,
     load_engine,
+    names_file,
+    open_engine,
     open_request,
+    read_bundle,
     runtime_module,
     source,
     warn_of_random_weights,
@@ -33,7 +38,7 @@ from fastpose.engines.bundle import (
 from fastpose.engines.engine import PRECISIONS, Floats, Job, Request
 from fastpose.engines.manifest import check_buckets
 from fastpose.engines.verify import Verification, verify_pictures
-from fastpose.errors import EngineError
+from fastpose.errors import EngineError, ModelError, UnbuiltError
 from fastpose.models import model_spec
 from fastpose.models.spec import ModelSpec
 
@@ -41,6 +46,7 @@ CALIBRATION_WINDOWS = 300  # more change the ranges of the layers little and tak
 VERIFIED_WINDOWS = 200  # by each build, of pictures that somebody gives
 
 Tell = Callable[[str], None]
+LOG = logging.getLogger(__name__)
 
 
 def build_engine(
@@ -174,6 +180,109 @@ def verify_engine(
         return verify_pictures(engine, pictures, folder=folder, weights=file, threads=threads)
     finally:
         engine.close()
+
+
+def open_or_build(
+    model: str | Path,
+    *,
+    kind: str = "auto",
+    device: str = "auto",
+    precision: str = "auto",
+    buckets: Sequence[int] = BUCKETS,
+    threads: int | None = None,
+    single_view: bool = False,
+    options: Options | None = None,
+    progress: Tell | None = None,
+) -> Engine:
+    """`open_engine`, building first what is not there yet or does not fit this machine any more.
+
+    A bundle that was built elsewhere, or for another version, is replaced by one of this machine.
+
+    Args:
+        model: as in `open_engine`, like the rest and the errors.
+        kind: as there.
+        device: as there.
+        precision: as there; for "auto" a low precision is built that the model's card records as
+            accurate enough, else "f32".
+        buckets: as there.
+        threads: as there.
+        single_view: as there.
+        options: as there.
+        progress: as in `build_engine`, like its errors.
+    """
+
+    def opened() -> Engine:
+        return open_engine(
+            model,
+            kind=kind,
+            device=device,
+            precision=precision,
+            buckets=buckets,
+            threads=threads,
+            single_view=single_view,
+            options=options,
+        )
+
+    try:
+        return opened()
+    except UnbuiltError as error:
+        LOG.info("%s: building it", error)
+    if names_file(model):
+        _build_again(Path(model), threads, progress)
+    else:
+        weights = Path(model) if str(model).endswith(".safetensors") else None
+        spec = source.read_spec(weights) if weights else model_spec(str(model))
+        build_engine(
+            spec.name,
+            engine=kind,
+            precision=_best_precision(spec, weights) if precision == "auto" else precision,
+            device=device,
+            buckets=buckets,
+            weights=weights,
+            options=options,
+            threads=threads,
+            progress=progress,
+        )
+    return opened()
+
+
+def _best_precision(spec: ModelSpec, weights: Path | None) -> str:
+    passed = frozenset() if weights else source.passed(spec)
+    return next((name for name in AUTO_PRECISIONS if name in passed), "f32")
+
+
+def _build_again(path: Path, threads: int | None, progress: Tell | None) -> None:
+    """Replace a bundle by one that was built here from the same weights, as it was.
+
+    Raises:
+        EngineError: it was built from weights or a network that are not here, or needs pictures.
+    """
+    manifest, path = read_bundle(path)
+    try:
+        here = source.hash_of_weights(model_spec(manifest.name))
+    except ModelError:
+        here = None
+    if here != manifest.weights_hash:
+        raise EngineError(
+            f"{path}: weights_hash: it was built from other weights than those of "
+            f"{manifest.name} here, so it cannot be built again"
+        )
+    if manifest.calibration:
+        raise EngineError(
+            f"{path}: calibration: it was calibrated with pictures that are not here, so it "
+            "cannot be built again"
+        )
+    build_engine(
+        manifest.name,
+        engine=manifest.kind,
+        precision=manifest.precision,
+        device=manifest.device,
+        buckets=manifest.buckets,
+        options=manifest.options,
+        out=path.with_name(manifest.file),
+        threads=threads,
+        progress=progress,
+    )
 
 
 def _for_a_file(kind: str, options: Options) -> Options:

@@ -23,6 +23,10 @@ class EngineError(FastposeError, RuntimeError):
     """An engine cannot be built, loaded or run; the text names the field that differs."""
 
 
+class UnbuiltError(EngineError, BackendError):
+    """An engine has to be built for this machine first, or again; the text says how, or why."""
+
+
 class DetectorError(FastposeError, ValueError):
     """A file is no person detector, or its layout of outputs is not known."""
 

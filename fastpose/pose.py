@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
@@ -50,6 +50,8 @@ class Pose:
         single_view: look at each person once, with networks whose published procedure joins
             several views of a person, such as the seven scales of a CPM.
         options: how the engine is run, and what its graph does; of a bundle only how it is run.
+        build: an engine that has to be built for this machine and is not in the user's cache, or a
+            bundle that does not fit it any more, is built first, which may take minutes.
 
     Raises:
         ModelError, WeightsError, EngineError, DetectorError: a name or a file is not usable.
@@ -68,20 +70,21 @@ class Pose:
         threads: int | None = None,
         single_view: bool = False,
         options: Options | None = None,
+        build: bool = False,
     ) -> None:
         self._detector = (
             open_detector(
                 str(detector),
                 kind=engine,
                 device=device,
-                precision=beside(precision),
+                precision=beside(precision, str(detector)),
                 threads=threads,
             )
             if isinstance(detector, (str, Path))
             else detector
         )
         self._engine: Engine | DeviceFrames = in_graphs(
-            open_engine(
+            _opener(build)(
                 model,
                 kind=engine,
                 device=device,
@@ -206,6 +209,14 @@ class Pose:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _opener(build: bool) -> Callable[..., Engine]:
+    if not build:
+        return open_engine
+    from fastpose.bundles import open_or_build  # and all that verifying an engine takes
+
+    return open_or_build
 
 
 class Follower:

@@ -25,7 +25,7 @@ from fastpose.engines.manifest import (
 )
 from fastpose.engines.options import Options
 from fastpose.engines.wrap import FAMILIES, Statement, check_used, describe, input_size
-from fastpose.errors import BackendError, EngineError
+from fastpose.errors import BackendError, EngineError, UnbuiltError
 from fastpose.models import model_spec
 
 if TYPE_CHECKING:
@@ -259,7 +259,7 @@ def open_engine(
         ValueError: `buckets` or `threads` are not positive whole numbers.
     """
     weights = Path(model) if str(model).endswith(".safetensors") else None
-    if weights is None and _names_file(model):
+    if weights is None and names_file(model):
         return _open_bundle(Path(model), kind, device, precision, threads, single_view, options)
     spec = source.read_spec(weights) if weights else model_spec(str(model))
     if kind == "auto" and device.startswith("cuda"):
@@ -274,8 +274,9 @@ def open_engine(
         file = weights or source.find_weights(spec)
         weights_hash = file_hash(file) if file else ""
     else:
-        asked = (options,) if options.changes_graph else ()
-        file, weights_hash = source.find_graph(spec, weights, *asked)
+        # of these, only onnxruntime on CUDA computes in f16, and it keeps to a graph's own types
+        types = "f16" if (kind, precision) == ("onnxruntime", "f16") else "f32"
+        file, weights_hash = source.find_graph(spec, weights, options, types)
     if weights is None and not source.is_trained(spec):
         warn_of_random_weights(spec)
     spec = changed_spec(spec, options)
@@ -319,7 +320,7 @@ def _find_bundle(
     """The manifest of what was built into the user's cache.
 
     Raises:
-        BackendError: nothing was; the text says how.
+        UnbuiltError: nothing was; the text says how.
     """
     options = options or Options()
     ties = runtime_module(kind).ties(options, device)
@@ -331,7 +332,7 @@ def _find_bundle(
     asked = "" if precision == "auto" else f" --precision {precision}"
     asked += " --calibration DIR" if precision == "int8" else ""
     given = f" --weights {weights}" if weights else ""
-    raise BackendError(
+    raise UnbuiltError(
         f"{spec.name}: no engine of {kind} has been built for this machine; "
         f"`fastpose build {spec.name} --engine {kind}{asked}{given}` makes one"
     )
@@ -561,7 +562,8 @@ def _manifest(path: Path) -> Manifest | DetectorManifest:
         raise EngineError(f"{error}; is it the card of {weights}? Then give that") from None
 
 
-def _names_file(model: str | Path) -> bool:
+def names_file(model: str | Path) -> bool:
+    """Whether a model is given as a bundle, and not by its name."""
     return isinstance(model, Path) or "/" in model or model.endswith(SUFFIXES)
 
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, TypeVar
 
 from fastpose import __version__
 from fastpose.engines.options import Options
-from fastpose.errors import EngineError, ModelError
+from fastpose.errors import EngineError, ModelError, UnbuiltError
 from fastpose.models.spec import DetectorSpec, ModelSpec
 
 SCHEMA = 2
@@ -143,12 +143,12 @@ class Description:
             here: the same fields as this machine has them.
 
         Raises:
-            EngineError: the text names the field, what the manifest has and what was found.
+            UnbuiltError: the text names the field, what the manifest has and what was found.
         """
         for name, wanted in self.ties.items():
             found = here.get(name, "nothing of the kind")
             if found != wanted:
-                raise EngineError(
+                raise UnbuiltError(
                     f"{path}: {name}: the engine was built for {wanted}, this machine has "
                     f"{found}; build it again"
                 )

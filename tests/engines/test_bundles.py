@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from tiny_network import TINY, make_tiny, write_card
 
+import fastpose
 from fastpose import bundles, models
 from fastpose.bundles import build_engine, verify_engine
 from fastpose.engines import Manifest, Options, load_engine, open_engine
-from fastpose.errors import BackendError, EngineError
+from fastpose.errors import BackendError, EngineError, UnbuiltError
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxruntime")
@@ -367,3 +368,37 @@ def test_two_processes_build_an_entry_once(tiny):
     assert sorted(map(len, outs)) == [1, 2], "one of them builds, the other waits"
     assert outs[0][-1] == outs[1][-1]
     assert load_engine(outs[0][-1]).manifest.name == "tiny"
+
+
+# Building when asked
+
+
+def test_what_is_not_built_is_built_only_when_asked(tiny, monkeypatch):
+    from fastpose.engines import openvino
+
+    path = build_engine("tiny", out=tiny.parent / "mine.onnx", threads=1)
+    monkeypatch.setattr(openvino, "ties", lambda *args: {"openvino": "4000"})
+    with pytest.raises(UnbuiltError, match=r"openvino: the engine was built for .* has 4000"):
+        fastpose.Pose(path, detector="none", threads=1)
+    with fastpose.Pose(path, detector="none", threads=1, build=True) as pose:
+        assert pose.engine.manifest.name == "tiny"
+    assert Manifest.load(path).ties == {"openvino": "4000"}
+    load_engine(path, threads=1).close()
+
+
+def test_what_cannot_be_built_again_is_told(tiny, monkeypatch):
+    from fastpose.engines import openvino
+
+    path = build_engine("tiny", out=tiny.parent / "mine.onnx", threads=1)
+    monkeypatch.setattr(openvino, "ties", lambda *args: {"openvino": "4000"})
+    for changes, words in (
+        ({"weights_hash": "12" * 32}, "weights_hash: it was built from other weights"),
+        ({"calibration": "12" * 32}, "calibration: it was calibrated with pictures"),
+    ):
+        before = path.read_text()
+        edit(path, **changes)
+        with pytest.raises(EngineError, match=words):
+            bundles.open_or_build(path, threads=1)
+        path.write_text(before)
+    with pytest.raises(EngineError, match="int8 is calibrated with pictures"):
+        bundles.open_or_build("tiny", precision="int8", kind="openvino", threads=1)
