@@ -65,8 +65,9 @@ class State:
 
 
 def answer(windows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """What the double's network says of windows [N, 3, h, w]: their means, and where it is."""
-    means = windows.astype(np.float64).mean(axis=(1, 2, 3))
+    """What the double's network says of windows [N, 3, h, w]: their weighted means, and where."""
+    weights = np.linspace(0.5, 1.5, windows[0].size).reshape(windows[0].shape)
+    means = (windows * weights).mean(axis=(1, 2, 3))
     cells = np.arange(np.prod(shape), dtype=np.float64).reshape(shape)
     return (means[:, None] + 0.01 * cells.reshape(1, -1)).reshape(-1, *shape).astype(np.float32)
 
@@ -284,12 +285,15 @@ def make(  # noqa: C901 -- it is a list of classes
             state.made("threads", self.max_threads)
             state.made("flags", frozenset(config._flags), config.hardware_compatibility_level.name)
             assert config.profiling_verbosity is ProfilingVerbosity.DETAILED
-            monitor = config.progress_monitor
-            monitor.phase_start("Tactics", None, 2)
-            monitor.phase_start("Inner", "Tactics", 2)
-            if not monitor.step_complete("Tactics", 1):
-                return None
-            monitor.phase_finish("Tactics")
+            try:
+                monitor = config.progress_monitor
+                monitor.phase_start("Tactics", None, 2)
+                monitor.phase_start("Inner", "Tactics", 2)
+                if not monitor.step_complete("Tactics", 1):
+                    return None
+                monitor.phase_finish("Tactics")
+            except BaseException:
+                raise SystemError("an exception went into C++: the process is gone") from None
             if not state.made("build_serialized_network"):
                 self._logger.log(ILogger.WARNING, "a warning")
                 self._logger.log(ILogger.ERROR, "no tactic\n   for conv1")
