@@ -125,7 +125,7 @@ def run(args: argparse.Namespace) -> int:
         layout=args.detector_layout,
         kind=kind,
         device=args.device,
-        precision=beside(args.precision),
+        precision=beside(args.precision, args.detector),
         threads=args.threads,
         score=args.detector_score,
     )

@@ -24,7 +24,7 @@ from fastpose.detect.layouts import (
     recognise,
     samples_per_axis,
 )
-from fastpose.engines import Graph, open_engine, open_graph, open_halves
+from fastpose.engines import Graph, open_detector_bundle, open_engine, open_graph, open_halves
 from fastpose.errors import DetectorError
 from fastpose.geometry import boxes_to_affines, frame_box
 from fastpose.models import DETECTORS, detector_spec
@@ -73,12 +73,16 @@ def reads_device(detector: Detector) -> bool:
     return bool(getattr(detector, "reads_device", False))
 
 
-def beside(precision: str) -> str:
+def beside(precision: str, detector: str) -> str:
     """The precision of a detector beside a network in `precision`.
 
-    int8 is nothing that a detector can be opened in: it needs a bundle, which has its own.
+    A bundle has its own, and int8 is nothing that anything else can be opened in.
     """
-    return "auto" if precision == "int8" else precision
+    return "auto" if precision == "int8" or _is_bundle(detector) else precision
+
+
+def _is_bundle(what: str) -> bool:
+    return what.endswith(".json")
 
 
 def open_detector(
@@ -97,14 +101,17 @@ def open_detector(
 
     Args:
         what: "default" or another name of `models.DETECTORS`, "cpm-person" (see
-            `CentreDetector`), "none" (the whole frame is one person), or the path of an ONNX graph.
+            `CentreDetector`), "none" (the whole frame is one person), or the path of an ONNX graph
+            or of the manifest (.json) that `fastpose.build_detector` wrote.
         layout: what the file's graph takes and gives, a name of `LAYOUTS`; None recognises it by
             the shapes of its outputs.
-        kind: runtime, as `engines.open_halves` names them for our own detectors and
-            `engines.open_graph` for others, which "torch" cannot run: for them it is "auto".
+        kind: runtime, as `engines.open_halves` names them for our own detectors, for which
+            "tensorrt" is "auto", and `engines.open_graph` for others, which neither "torch" nor
+            "tensorrt" can run: for them it is "auto". A bundle has its own.
         device: as there; with "cuda", which the runtimes of other people's graphs do not have here,
             such a detector runs on the CPU beside a network on the GPU.
-        precision: as there; "auto" is "f32" for a detector whose low precision nobody measured.
+        precision: as there; "auto" is "f32" for a detector whose low precision nobody measured,
+            and a bundle's own.
         threads: as there.
         score: least score of a box that is kept, 0-1; None is 0.3, or what the spec of our own
             detector says, or 0.5 for "cpm-person".
@@ -132,16 +139,20 @@ def open_detector(
             what, kind=kind, device=device, precision=precision, buckets=(1,), threads=threads
         )
         return CentreDetector(engine, score=CENTRE_SCORE if score is None else score)
+    if kind == "tensorrt":
+        kind = "auto"
     if own:
         return _open_own(detector_spec(what), kind, device, precision, threads, score)
     path = Path(what)
+    place = "auto" if device.startswith("cuda") else device
+    if _is_bundle(what) and path.is_file():
+        return _open_bundle(path, layout, place, precision, threads, score)
     if not path.is_file():
         known = ", ".join(("default", *DETECTORS, CENTRES))
         raise DetectorError(
-            f"{what}: no such file; a detector is FILE.onnx, none (the whole frame), or one of "
-            f"{known}"
+            f"{what}: no such file; a detector is FILE.onnx, the FILE.json of `fastpose build`, "
+            f"none (the whole frame), or one of {known}"
         )
-    place = "auto" if device.startswith("cuda") else device
     kind = "auto" if kind == "torch" else kind
     chosen = "f32" if precision == "auto" else precision
     graph = open_graph(path, kind=kind, device=place, precision=chosen, threads=threads)
@@ -170,12 +181,35 @@ def _open_own(
     threads: int | None,
     score: float | None,
 ) -> Detector:
-    if PERSON not in spec.classes:
-        raise DetectorError(f"{spec.name} finds no persons; it finds: {', '.join(spec.classes)}")
+    _check_persons(spec)
     proposer, head = open_halves(
         spec, kind=kind, device=device, precision=precision, threads=threads
     )
     return TwoStageDetector(spec, proposer, head, score=spec.score if score is None else score)
+
+
+def _open_bundle(
+    path: Path,
+    layout: str | None,
+    device: str,
+    precision: str,
+    threads: int | None,
+    score: float | None,
+) -> Detector:
+    if layout is not None:
+        raise DetectorError(f"--detector-layout is for a graph, got {layout!r} for {path}")
+    manifest, proposer, head = open_detector_bundle(
+        path, device=device, precision=precision, threads=threads
+    )
+    spec = manifest.spec
+    _check_persons(spec)
+    return TwoStageDetector(spec, proposer, head, score=spec.score if score is None else score)
+
+
+def _check_persons(spec: DetectorSpec) -> None:
+    """Raise DetectorError unless persons are among what it finds."""
+    if PERSON not in spec.classes:
+        raise DetectorError(f"{spec.name} finds no persons; it finds: {', '.join(spec.classes)}")
 
 
 class WholeFrame:
