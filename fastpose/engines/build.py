@@ -129,12 +129,11 @@ def export_onnx(
     """
     network = predictor(module, spec, options, precision)
     image = torch.zeros(2, 3, *spec.size, dtype=input_type(module, precision))
-    batch = ({0: torch.export.Dim("batch")},)
     result = "joints" if options.joints else "heatmaps"
     store_half = half and precision == "f32"
     opset = BF16_OPSET if precision == "bf16" else OPSET
-    _write_onnx(
-        network, image, path, ["image"], [result], half=store_half, dynamic=batch, opset=opset
+    write_graph(
+        network, image, path, ["image"], [result], half=store_half, any_batch=True, opset=opset
     )
 
 
@@ -156,7 +155,7 @@ def export_detector(
         half: as in `export_onnx`, like the errors.
     """
     first, second = detector_halves(module, spec)
-    _write_onnx(
+    write_graph(
         first,
         torch.zeros(1, 3, *spec.size),
         proposer,
@@ -165,7 +164,7 @@ def export_detector(
         half=half,
     )
     windows = torch.zeros(spec.batch, spec.width, spec.pool, spec.pool)
-    _write_onnx(second, windows, head, ["windows"], ["logits", "deltas"], half=half)
+    write_graph(second, windows, head, ["windows"], ["logits", "deltas"], half=half)
 
 
 def detector_halves(module: FPNDetector, spec: DetectorSpec) -> tuple[nn.Module, nn.Module]:
@@ -182,17 +181,29 @@ def detector_halves(module: FPNDetector, spec: DetectorSpec) -> tuple[nn.Module,
     )
 
 
-def _write_onnx(
+def write_graph(
     network: nn.Module,
     example: Tensor,
     path: Path,
     inputs: list[str],
     outputs: list[str],
     *,
-    half: bool,
-    dynamic: tuple[Any, ...] | None = None,
+    half: bool = False,
+    any_batch: bool = False,
     opset: int = OPSET,
 ) -> None:
+    """Write a module as one ONNX file.
+
+    Args:
+        network: in eval mode.
+        example: an input.
+        path: the file; its folder exists.
+        inputs: names.
+        outputs: names.
+        half: as in `export_onnx`, like the errors.
+        any_batch: the first axis takes any length.
+        opset: of ONNX's operators.
+    """
     try:
         import onnx
         import onnxscript  # noqa: F401 (the exporter needs it)
@@ -205,7 +216,7 @@ def _write_onnx(
             network.eval(),
             (example,),
             dynamo=True,
-            dynamic_shapes=dynamic,
+            dynamic_shapes=({0: torch.export.Dim("batch")},) if any_batch else None,
             input_names=inputs,
             output_names=outputs,
             opset_version=opset,

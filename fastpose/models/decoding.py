@@ -40,13 +40,16 @@ class Decode(nn.Module):
         ModelError: its joints are not peaks of its own results.
     """
 
+    taps: Tensor
+
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         check_decodable(spec)
         self.method, self.peaks, self.background = spec.method, spec.peaks, spec.background
         self.peak_value, self.split = spec.peak_value, spec.split
         radius = CPN_RADIUS if self.method == "cpn" else blur_radius(spec.sigma)
-        self.taps = blur_taps(radius).tolist()
+        taps = torch.tensor(blur_taps(radius), dtype=torch.float32)
+        self.register_buffer("taps", taps, persistent=False)
         self.grid = grid(spec.convention, spec.size, spec.cells)
 
     def forward(self, results: Tensor | tuple[Tensor, Tensor]) -> Tensor:
@@ -62,10 +65,9 @@ class Decode(nn.Module):
         searched = _blur(maps, self.taps, "constant") if self.method == "cpn" else maps
         places = self._find_peaks(searched)
         x, y = (torch.cat(axis, dim=2) for axis in zip(*places, strict=True))  # [N, C, P]
-        peak = _Neighbours(maps, x, y)
-        value = peak.at(0, 0)
+        value = _Square(maps, x, y, 0).at(0, 0)
         found = (value > 0) & _finite(value) & _finite(maps.amax(dim=(2, 3)))[..., None] & (x >= 0)
-        px, py = self._refine(maps, searched, peak)
+        px, py = self._refine(maps, searched, x, y)
         return _joined(px, py, value / self.peak_value, found).flatten(1, 2)
 
     def _find_peaks(self, maps: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -84,74 +86,53 @@ class Decode(nn.Module):
             places.append((torch.where(there, x, -1.0), torch.where(there, y, -1.0)))
         return places
 
-    def _refine(self, maps: Tensor, searched: Tensor, peak: _Neighbours) -> tuple[Tensor, Tensor]:
+    def _refine(
+        self, maps: Tensor, searched: Tensor, x: Tensor, y: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Cells x, y [N, C, P] -> points."""
+        h, w = maps.shape[2:]
         match self.method:
             case "argmax":
-                return peak.x, peak.y
+                return x, y
             case "cpn":
-                return self._refine_cpn(searched, peak)
+                return _refine_cpn(searched, x, y)
             case "soft":
-                return _refine_soft(peak, len(self.taps) // 2 + 1)
+                return _refine_soft(_Square(maps, x, y, len(self.taps) // 2 + 1), x, y)
             case "quarter" | "parabola":
-                across = (peak.x > 0) & (peak.x < peak.width - 1)
-                down = (peak.y > 0) & (peak.y < peak.height - 1)
-                return (
-                    peak.x + torch.where(across, self._step(peak, 1, 0), 0.0),
-                    peak.y + torch.where(down, self._step(peak, 0, 1), 0.0),
-                )
+                near = _Square(maps, x, y, 1)
+                across, down = (x > 0) & (x < w - 1), (y > 0) & (y < h - 1)
+                step_x = torch.where(across, self._step(near, 1, 0), 0.0)
+                step_y = torch.where(down, self._step(near, 0, 1), 0.0)
             case "udp":
-                step_x, step_y = self._udp_step(maps, peak)
+                step_x, step_y = _udp_step(_Square(self._udp_logs(maps), x, y, 1))
             case _:
-                step_x, step_y = self._taylor_step(maps, peak)
+                step_x, step_y = _taylor_step(_Square(self._logs(maps), x, y, 2))
+                inside = (x > 1) & (x < w - 2) & (y > 1) & (y < h - 2)
+                step_x, step_y = (torch.where(inside, step, 0.0) for step in (step_x, step_y))
         made = _finite(step_x) & _finite(step_y)
-        return peak.x + torch.where(made, step_x, 0.0), peak.y + torch.where(made, step_y, 0.0)
+        return x + torch.where(made, step_x, 0.0), y + torch.where(made, step_y, 0.0)
 
-    def _step(self, peak: _Neighbours, dx: int, dy: int) -> Tensor:
+    def _step(self, near: _Square, dx: int, dy: int) -> Tensor:
         """The way to go on one axis by "quarter" or "parabola"; 0 where it is not finite."""
-        before, after = peak.at(-dx, -dy), peak.at(dx, dy)
+        before, after = near.at(-dx, -dy), near.at(dx, dy)
         if self.method == "quarter":
             step = 0.25 * torch.sign(after - before)
         else:
-            step = 0.5 * (before - after) / (before - 2.0 * peak.at(0, 0) + after)
+            step = 0.5 * (before - after) / (before - 2.0 * near.at(0, 0) + after)
         return torch.where(_finite(step), step, 0.0)
 
-    def _taylor_step(self, maps: Tensor, peak: _Neighbours) -> tuple[Tensor, Tensor]:
+    def _logs(self, maps: Tensor) -> Tensor:
+        """The logarithms that "taylor" and "dark" take a Newton step on."""
         heights = maps / self.peak_value
         if self.method == "dark":
             highest = heights.amax(dim=(2, 3), keepdim=True)
             heights = _blur(heights, self.taps, "constant")
             blurred = heights.amax(dim=(2, 3), keepdim=True)
             heights = torch.where(blurred > 0, heights * (highest / blurred), heights)
-        at = _Neighbours(heights.clamp(min=LOG_FLOOR).log(), peak.x, peak.y).at
-        gx, gy = 0.5 * (at(1, 0) - at(-1, 0)), 0.5 * (at(0, 1) - at(0, -1))
-        xx = 0.25 * (at(2, 0) - 2.0 * at(0, 0) + at(-2, 0))
-        yy = 0.25 * (at(0, 2) - 2.0 * at(0, 0) + at(0, -2))
-        xy = 0.25 * (at(1, 1) - at(-1, 1) - at(1, -1) + at(-1, -1))
-        across = (peak.x > 1) & (peak.x < peak.width - 2)
-        inside = across & (peak.y > 1) & (peak.y < peak.height - 2)
-        step_x, step_y = _newton(gx, gy, xx, xy, yy)
-        return torch.where(inside, step_x, 0.0), torch.where(inside, step_y, 0.0)
+        return heights.clamp(min=LOG_FLOOR).log()
 
-    def _udp_step(self, maps: Tensor, peak: _Neighbours) -> tuple[Tensor, Tensor]:
-        blurred = _blur(maps / self.peak_value, self.taps, "reflect")
-        at = _Neighbours(blurred.clamp(*UDP_RANGE).log(), peak.x, peak.y).at
-        here = at(0, 0)
-        gx, gy = 0.5 * (at(1, 0) - at(-1, 0)), 0.5 * (at(0, 1) - at(0, -1))
-        xx = at(1, 0) - 2.0 * here + at(-1, 0)
-        yy = at(0, 1) - 2.0 * here + at(0, -1)
-        corners = at(1, 1) - at(1, 0) - at(0, 1) + 2.0 * here - at(-1, 0) - at(0, -1) + at(-1, -1)
-        return _newton(gx, gy, xx + UDP_EPSILON, 0.5 * corners, yy + UDP_EPSILON)
-
-    def _refine_cpn(self, searched: Tensor, peak: _Neighbours) -> tuple[Tensor, Tensor]:
-        column, row = _columns_and_rows(searched)
-        here = (column == peak.x[..., None]) & (row == peak.y[..., None])
-        second_x, second_y = _first_maximum(torch.where(here, 0.0, searched))
-        dx, dy = second_x - peak.x, second_y - peak.y
-        length = (dx * dx + dy * dy).sqrt().clamp(min=1.0)  # of whole cells: 0 or at least 1
-        return (
-            (peak.x + 0.25 * dx / length).clamp(0, peak.width - 1),
-            (peak.y + 0.25 * dy / length).clamp(0, peak.height - 1),
-        )
+    def _udp_logs(self, maps: Tensor) -> Tensor:
+        return _blur(maps / self.peak_value, self.taps, "reflect").clamp(*UDP_RANGE).log()
 
     def _read_vectors(self, x: Tensor, y: Tensor) -> Tensor:
         x, y = _without_nan(x), _without_nan(y)
@@ -179,39 +160,65 @@ def check_decodable(spec: ModelSpec) -> None:
         raise ModelError(f"{spec.name}: its joints cannot be found inside the graph: {reason}")
 
 
-class _Neighbours:
-    """Values of [N, C, h, w] round the cells x, y [N, C, P]."""
+class _Square:
+    """Values of [N, C, h, w] in the squares round the cells x, y [N, C, P].
 
-    def __init__(self, maps: Tensor, x: Tensor, y: Tensor) -> None:
-        self.height, self.width = maps.shape[2:]
-        self.cells, self.x, self.y = maps.flatten(2), x, y
+    Attributes:
+        values: [N, C, P, side * side], row by row; outside the map those of the nearest cells.
+        inside: of the same shape, whether they are in the map.
+        dx, dy: [side * side] from the middle.
+    """
+
+    def __init__(self, maps: Tensor, x: Tensor, y: Tensor, radius: int) -> None:
+        height, width = maps.shape[2:]
+        self._side, self._radius = 2 * radius + 1, radius
+        number = torch.arange(self._side**2, device=maps.device)
+        self.dx, self.dy = number % self._side - radius, number // self._side - radius
+        column, row = x[..., None] + self.dx, y[..., None] + self.dy
+        self.inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+        place = row.clamp(0, height - 1) * width + column.clamp(0, width - 1)
+        values = maps.flatten(2).gather(2, place.flatten(2).long())
+        self.values = values.reshape(place.shape)
 
     def at(self, dx: int, dy: int) -> Tensor:
-        """[N, C, P] at x + dx, y + dy; outside the map, of the nearest cell."""
-        return self._look_up(self.x + dx, self.y + dy)
-
-    def square(self, radius: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """[N, C, P, S] of the cells round each, whether they are in the map; [S] their dx, dy."""
-        side = 2 * radius + 1
-        number = torch.arange(side * side, dtype=torch.float32, device=self.x.device)
-        row = ((number + 0.5) / side).floor()
-        dx, dy = number - side * row - radius, row - radius
-        x, y = self.x[..., None] + dx, self.y[..., None] + dy
-        inside = (x >= 0) & (x < self.width) & (y >= 0) & (y < self.height)
-        values = self._look_up(x.flatten(2), y.flatten(2)).reshape(x.shape)
-        return values, inside, dx, dy
-
-    def _look_up(self, x: Tensor, y: Tensor) -> Tensor:
-        place = y.clamp(0, self.height - 1) * self.width + x.clamp(0, self.width - 1)
-        return self.cells.gather(2, place.long())
+        """[N, C, P] at x + dx, y + dy."""
+        return self.values[..., (dy + self._radius) * self._side + dx + self._radius]
 
 
-def _refine_soft(peak: _Neighbours, radius: int) -> tuple[Tensor, Tensor]:
-    values, inside, dx, dy = peak.square(radius)
-    height = values / peak.at(0, 0)[..., None]
-    weight = torch.where(inside, torch.exp(SOFT_SHARPNESS * (height - 1.0)), 0.0)
+def _refine_soft(near: _Square, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    height = near.values / near.at(0, 0)[..., None]
+    weight = torch.where(near.inside, torch.exp(SOFT_SHARPNESS * (height - 1.0)), 0.0)
     total = weight.sum(dim=3)
-    return peak.x + (weight * dx).sum(dim=3) / total, peak.y + (weight * dy).sum(dim=3) / total
+    return x + (weight * near.dx).sum(dim=3) / total, y + (weight * near.dy).sum(dim=3) / total
+
+
+def _refine_cpn(searched: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    h, w = searched.shape[2:]
+    column, row = _columns_and_rows(searched)
+    here = (column == x[..., None]) & (row == y[..., None])
+    second_x, second_y = _first_maximum(torch.where(here, 0.0, searched))
+    dx, dy = second_x - x, second_y - y
+    length = (dx * dx + dy * dy).sqrt().clamp(min=1.0)  # of whole cells: 0 or at least 1
+    moved_x, moved_y = x + 0.25 * dx / length, y + 0.25 * dy / length
+    return moved_x.clamp(0, w - 1), moved_y.clamp(0, h - 1)
+
+
+def _taylor_step(logs: _Square) -> tuple[Tensor, Tensor]:
+    at = logs.at
+    gx, gy = 0.5 * (at(1, 0) - at(-1, 0)), 0.5 * (at(0, 1) - at(0, -1))
+    xx = 0.25 * (at(2, 0) - 2.0 * at(0, 0) + at(-2, 0))
+    yy = 0.25 * (at(0, 2) - 2.0 * at(0, 0) + at(0, -2))
+    xy = 0.25 * (at(1, 1) - at(-1, 1) - at(1, -1) + at(-1, -1))
+    return _newton(gx, gy, xx, xy, yy)
+
+
+def _udp_step(logs: _Square) -> tuple[Tensor, Tensor]:
+    at = logs.at
+    gx, gy = 0.5 * (at(1, 0) - at(-1, 0)), 0.5 * (at(0, 1) - at(0, -1))
+    xx = at(1, 0) - 2.0 * at(0, 0) + at(-1, 0)
+    yy = at(0, 1) - 2.0 * at(0, 0) + at(0, -1)
+    corners = at(1, 1) - at(1, 0) - at(0, 1) + 2.0 * at(0, 0) - at(-1, 0) - at(0, -1) + at(-1, -1)
+    return _newton(gx, gy, xx + UDP_EPSILON, 0.5 * corners, yy + UDP_EPSILON)
 
 
 def _newton(gx: Tensor, gy: Tensor, xx: Tensor, xy: Tensor, yy: Tensor) -> tuple[Tensor, Tensor]:
@@ -246,25 +253,24 @@ def _columns_and_rows(maps: Tensor) -> tuple[Tensor, Tensor]:
     return column, torch.arange(h, dtype=torch.float32, device=maps.device)[:, None]
 
 
-def _blur(maps: Tensor, taps: list[float], border: str) -> Tensor:
+def _blur(maps: Tensor, taps: Tensor, border: str) -> Tensor:
     """[N, C, h, w] blurred along rows, then columns; `border` as in `numpy.pad`."""
-    radius = len(taps) // 2
+    count = len(taps)
     for axis in (3, 2):
         size = maps.shape[axis]
+        cells = torch.arange(size * count, device=maps.device)
+        seen = cells // count + cells % count  # from the first cell of the border on
         if border == "constant":
-            padded = F.pad(maps, (radius, radius) if axis == 3 else (0, 0, radius, radius))
+            around = (count // 2, count // 2)
+            maps = F.pad(maps, around if axis == 3 else (0, 0, *around))
         else:
-            padded = maps.index_select(axis, _mirrored(size, radius, maps.device))
-        parts = (tap * padded.narrow(axis, i, size) for i, tap in enumerate(taps))
-        maps = sum(parts, torch.zeros_like(maps))
+            period = max(1, 2 * size - 2)
+            seen = (seen - count // 2) % period
+            seen = torch.minimum(seen, period - seen)
+        windows = maps.index_select(axis, seen).unflatten(axis, (size, count))
+        weights = taps if axis == 3 else taps[:, None]
+        maps = (windows * weights).sum(dim=axis + 1)
     return maps
-
-
-def _mirrored(size: int, radius: int, device: torch.device) -> Tensor:
-    """Cells from -radius to size + radius - 1, reflected at the borders' middles."""
-    period = max(1, 2 * size - 2)
-    cell = torch.arange(-radius, size + radius, device=device) % period
-    return torch.minimum(cell, period - cell)
 
 
 def _without_nan(values: Tensor) -> Tensor:
