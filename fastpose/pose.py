@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -72,14 +73,9 @@ class Pose:
         options: Options | None = None,
         build: bool = False,
     ) -> None:
+        kind, own = beside(engine, precision, str(detector))
         self._detector = (
-            open_detector(
-                str(detector),
-                kind=engine,
-                device=device,
-                precision=beside(precision, str(detector)),
-                threads=threads,
-            )
+            open_detector(str(detector), kind=kind, device=device, precision=own, threads=threads)
             if isinstance(detector, (str, Path))
             else detector
         )
@@ -145,9 +141,9 @@ class Pose:
         found = self._detector(seen)
         return [drop_duplicates(p) for p in estimate(placed, found, self._engine)]
 
-    def _locate(self, image: Image, found: Boxes) -> People:
+    def _locate(self, images: list[Array], found: Sequence[Boxes]) -> list[People]:
         """The joints of people who were found already."""
-        return estimate(self._place([image]), [found], self._engine)[0]
+        return estimate(self._place(images), found, self._engine)
 
     def _place(self, images: list[Array]) -> list[Array]:
         """The frames where the network reads them."""
@@ -167,7 +163,9 @@ class Pose:
     ) -> Iterator[tuple[Frame, People]]:
         """The people of each frame of a source, in order, in bounded memory.
 
-        A thread reads ahead while this one computes.
+        A thread reads ahead while this one computes. An engine in throughput mode takes as many
+        frames at once as it runs requests, unless the people of a frame are searched for around
+        those of the frame before; the first answer then waits for all of them.
 
         Args:
             source: picture, folder, glob, video, camera index, or URL; or one of
@@ -191,8 +189,9 @@ class Pose:
             else open_source(source, max_frames=max_frames)
         )
         with opened as frames:
-            for frame in read_ahead(frames):
-                yield frame, follower(frame, boxes)
+            coming = read_ahead(frames)
+            while group := list(islice(coming, follower.together(boxes))):
+                yield from zip(group, follower.follow(group, boxes), strict=True)
 
     def close(self) -> None:
         """Free the engine and the detector."""
@@ -239,21 +238,37 @@ class Follower:
 
     def __call__(self, frame: Frame, boxes: BoxesFile | None = None) -> People:
         """The people of the next frame of the stream."""
-        people = self._find(frame, boxes)
+        return self.follow([frame], boxes)[0]
+
+    def together(self, boxes: BoxesFile | None = None) -> int:
+        """How many frames are best given to `follow` at once."""
+        if boxes is None and self._every > 1:
+            return 1  # where people are searched for follows from the frame before
+        return self._pose.engine.manifest.options.requests or 1
+
+    def follow(self, frames: Sequence[Frame], boxes: BoxesFile | None = None) -> list[People]:
+        """The people of each of the next frames of the stream, at most `together` of them."""
+        found = self._find(frames, boxes)
+        return [self._remember(f, people) for f, people in zip(frames, found, strict=True)]
+
+    def _remember(self, frame: Frame, people: People) -> People:
         self._time = frame.time if frame.time > self._time else self._time + FRAME_TIME
         if self._tracker:
             people = self._tracker.update(people, self._time)
         self._last = people
         return self._filter.smooth(people, self._time) if self._filter else people
 
-    def _find(self, frame: Frame, boxes: BoxesFile | None) -> People:
+    def _find(self, frames: Sequence[Frame], boxes: BoxesFile | None) -> list[People]:
+        images = [frame.image for frame in frames]
         if boxes is not None:
-            return self._pose._locate(frame.image, boxes.boxes_for(frame.index, frame.name))
+            found = [boxes.boxes_for(frame.index, frame.name) for frame in frames]
+            return self._pose._locate(images, found)
         if self._last is None or self._age >= self._every - 1:
             self._age = 0
-            return self._pose(frame.image)
+            return self._pose.batch(images)
         self._age += 1
-        return drop_duplicates(self._pose._locate(frame.image, predict_boxes(self._last)))
+        found = [predict_boxes(self._last)]
+        return [drop_duplicates(people) for people in self._pose._locate(images, found)]
 
 
 def _as_frame(frame: Array) -> Array:

@@ -120,12 +120,13 @@ def run(args: argparse.Namespace) -> int:
     if args.boxes and args.detector_layout:
         raise DetectorError(f"--detector-layout is for --detector FILE.onnx, got {args.boxes}")
     boxes = read_boxes(args.boxes) if args.boxes else None
+    beside_kind, precision = beside(kind, args.precision, args.detector)
     detector = open_detector(
         "none" if boxes else args.detector,
         layout=args.detector_layout,
-        kind=kind,
+        kind=beside_kind,
         device=args.device,
-        precision=beside(args.precision, args.detector),
+        precision=precision,
         threads=args.threads,
         score=args.detector_score,
     )

@@ -73,12 +73,14 @@ def reads_device(detector: Detector) -> bool:
     return bool(getattr(detector, "reads_device", False))
 
 
-def beside(precision: str, detector: str) -> str:
-    """The precision of a detector beside a network in `precision`.
+def beside(kind: str, precision: str, detector: str) -> tuple[str, str]:
+    """The runtime and the precision of a detector beside a network in `kind` and `precision`.
 
-    A bundle has its own, and int8 is nothing that anything else can be opened in.
+    A bundle has its own; TensorRT and int8 are nothing that another detector can be opened in.
     """
-    return "auto" if precision == "int8" or _is_bundle(detector) else precision
+    if _is_bundle(detector):
+        return "auto", "auto"
+    return "auto" if kind == "tensorrt" else kind, "auto" if precision == "int8" else precision
 
 
 def _is_bundle(what: str) -> bool:
@@ -105,9 +107,8 @@ def open_detector(
             or of the manifest (.json) that `fastpose.build_detector` wrote.
         layout: what the file's graph takes and gives, a name of `LAYOUTS`; None recognises it by
             the shapes of its outputs.
-        kind: runtime, as `engines.open_halves` names them for our own detectors, for which
-            "tensorrt" is "auto", and `engines.open_graph` for others, which neither "torch" nor
-            "tensorrt" can run: for them it is "auto". A bundle has its own.
+        kind: runtime, as `engines.open_halves` names them for our own detectors and
+            `engines.open_graph` for others, which "torch" cannot run: for them it is "auto".
         device: as there; with "cuda", which the runtimes of other people's graphs do not have here,
             such a detector runs on the CPU beside a network on the GPU.
         precision: as there; "auto" is "f32" for a detector whose low precision nobody measured,
@@ -139,14 +140,12 @@ def open_detector(
             what, kind=kind, device=device, precision=precision, buckets=(1,), threads=threads
         )
         return CentreDetector(engine, score=CENTRE_SCORE if score is None else score)
-    if kind == "tensorrt":
-        kind = "auto"
     if own:
         return _open_own(detector_spec(what), kind, device, precision, threads, score)
     path = Path(what)
     place = "auto" if device.startswith("cuda") else device
     if _is_bundle(what) and path.is_file():
-        return _open_bundle(path, layout, place, precision, threads, score)
+        return _open_bundle(path, layout, kind, place, precision, threads, score)
     if not path.is_file():
         known = ", ".join(("default", *DETECTORS, CENTRES))
         raise DetectorError(
@@ -191,6 +190,7 @@ def _open_own(
 def _open_bundle(
     path: Path,
     layout: str | None,
+    kind: str,
     device: str,
     precision: str,
     threads: int | None,
@@ -199,7 +199,7 @@ def _open_bundle(
     if layout is not None:
         raise DetectorError(f"--detector-layout is for a graph, got {layout!r} for {path}")
     manifest, proposer, head = open_detector_bundle(
-        path, device=device, precision=precision, threads=threads
+        path, kind=kind, device=device, precision=precision, threads=threads
     )
     spec = manifest.spec
     _check_persons(spec)
