@@ -64,8 +64,19 @@ def package_version(distribution: str) -> str | None:
 
 def gpus() -> list[dict[str, str]]:
     """What NVIDIA's driver says of each GPU; none where there is no driver."""
-    fields = ",".join(GPU_FIELDS)
-    command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
+    return [dict(zip(GPU_FIELDS, row, strict=False)) for row in _ask_driver(*GPU_FIELDS)]
+
+
+def gpu_bytes() -> int | None:
+    """Memory in use on all GPUs by all processes; None where the driver does not tell."""
+    used = [row[0].partition(" ") for row in _ask_driver("memory.used")]
+    if not used or any(not number.isdecimal() or unit != "MiB" for number, _, unit in used):
+        return None
+    return sum(int(number) << 20 for number, _, _ in used)
+
+
+def _ask_driver(*fields: str) -> list[list[str]]:
+    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=PATIENCE, check=False
@@ -74,8 +85,7 @@ def gpus() -> list[dict[str, str]]:
         return []
     if done.returncode:
         return []
-    rows = [line.split(", ") for line in done.stdout.splitlines() if line.strip()]
-    return [dict(zip(GPU_FIELDS, row, strict=False)) for row in rows]
+    return [line.split(", ") for line in done.stdout.splitlines() if line.strip()]
 
 
 def resident_bytes() -> int | None:

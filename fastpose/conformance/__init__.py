@@ -30,7 +30,7 @@ CHECKS: dict[str, Check] = {
     "wrong input": running.wrong_input,
     "strided input": running.strided_input,
     "graph replay": running.graph_replay,
-    "refit": running.refit,
+    "frames on the device": running.frames,
     "throughput mode": running.throughput,
     "two threads": running.two_threads,
     "wrong device": bundles.wrong_device,
@@ -38,6 +38,7 @@ CHECKS: dict[str, Check] = {
     "damaged file": bundles.damaged_file,
     "damage unnoticed": bundles.damage_unnoticed,
     "building twice": bundles.building_twice,
+    "refit": bundles.refit,
     "memory": running.memory,
     "close": running.close,
 }

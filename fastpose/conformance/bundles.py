@@ -8,14 +8,16 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import fields
+from contextlib import closing, suppress
+from dataclasses import fields, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from fastpose.conformance.subject import Failed, Subject
-from fastpose.engines import Manifest, load_engine
+from fastpose.conformance.subject import NEAR, Failed, Skipped, Subject, answer, difference
+from fastpose.engines import Manifest, load_engine, runtime_module, source
 from fastpose.engines.manifest import file_hash
+from fastpose.engines.verify import reference_engine
 from fastpose.errors import BackendError, EngineError, FastposeError
 
 ELSEWHERE = "nowhere:7"  # no runtime has such a device
@@ -189,6 +191,54 @@ def building_twice(subject: Subject) -> str:
     with subject.opened(bundle=path) as engine:
         engine.run(1)
     return "both end with the same bundle, which runs"
+
+
+def refit(subject: Subject) -> str:
+    """Other weights put into a built engine make it answer as the network with these weights."""
+    if subject.kind != "tensorrt":
+        raise Skipped("only TensorRT can put other weights into a built engine")
+    if subject.precision == "int8":
+        raise Skipped("the scales of int8 belong to the weights that it was built from")
+    if find_spec("torch") is None:
+        raise Skipped("other weights are made with torch, which is not installed")
+    path = subject.build("refit", replace(subject.options, refit=True))
+    assert path is not None, "every engine of TensorRT has a file"
+    weights = subject.folder / "other.safetensors"
+    _write_other_weights(subject, weights)
+    windows = subject.windows(subject.buckets[-1])
+    with subject.opened(bundle=path) as engine:
+        before = answer(engine, windows)
+    plan = path.parent / Manifest.load(path).file
+    plan.write_bytes(runtime_module(subject.kind).refit(plan, weights, device=subject.device))
+    edit(path, files={plan.name: file_hash(plan)}, weights_hash=file_hash(weights))
+    with subject.opened(bundle=path) as engine:
+        after = answer(engine, windows)
+        reference = reference_engine(engine.manifest, weights=weights, threads=subject.threads)
+        with closing(reference):
+            wanted = answer(reference, windows)
+    changed, apart = difference(after, before), difference(after, wanted)
+    if apart > NEAR[subject.precision]:
+        raise Failed(
+            f"{apart:.1e} of the largest value from the network with these weights, "
+            f"{changed:.1e} from before; at most {NEAR[subject.precision]} from the former"
+        )
+    return f"the answer changed by {changed:.1e}, and is {apart:.1e} from the network's"
+
+
+def _write_other_weights(subject: Subject, path: Path) -> None:
+    """The weights of the network, each a little smaller."""
+    import torch
+
+    from fastpose.engines.build import random_network
+    from fastpose.models import create
+    from fastpose.models.weights import save_weights
+
+    name, weights = subject.spec.name, source.find_weights(subject.spec)
+    network = random_network(name) if weights is None else create(name, weights=weights)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(0.9)
+    save_weights(network.state_dict(), path)
 
 
 def _damages(file: Path) -> Iterator[tuple[str, bytes]]:
