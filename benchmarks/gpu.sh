@@ -5,6 +5,8 @@
 # pybind11, setuptools, numpy and OpenCV; no network. PYTHON names the Python that has them.
 #
 #   bash benchmarks/gpu.sh --out DIR     writes DIR/gpu.json, DIR/gpu-tests.xml and DIR/gpu.log
+#     --pycuda FILE.tar.gz               its source distribution: built there meanwhile, so that its
+#                                        memory is tested too, beside that of cuda-bindings
 #   bash benchmarks/gpu.sh --dry-run     without a GPU, as far as it goes: builds, collects the
 #                                        tests, and runs every program on small cases on the CPU
 #
@@ -13,14 +15,18 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
-out="" dry=""
+out="" dry="" pycuda=""
 while [ $# -gt 0 ]; do
   case $1 in
     --out) out=${2:-}; shift; [ $# -eq 0 ] || shift ;;
     --dry-run) dry=--dry-run; shift ;;
-    *) echo "usage: benchmarks/gpu.sh --out DIR | --dry-run [--out DIR]" >&2; exit 2 ;;
+    --pycuda) pycuda=${2:-}; shift; [ $# -eq 0 ] || shift ;;
+    *) echo "usage: benchmarks/gpu.sh --out DIR [--pycuda FILE] | --dry-run [--out DIR]" >&2
+      exit 2 ;;
   esac
 done
+[ -z "$pycuda" ] || [ -f "$pycuda" ] || { echo "benchmarks/gpu.sh: no file $pycuda" >&2; exit 2; }
+[ -z "$pycuda" ] || pycuda=$(realpath "$pycuda")
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 [ -n "$dry" ] && [ -z "$out" ] && out=$scratch
@@ -40,11 +46,22 @@ export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 # What is compiled here is kept for the run alone, wherever the home folder is.
 [ -w "${HOME:-/nonexistent}" ] || export HOME=$scratch
 export TRITON_CACHE_DIR=$scratch/triton CUDA_CACHE_PATH=$scratch/cuda
+export TORCHINDUCTOR_CACHE_DIR=$scratch/inductor
 # The plugins of pytest that a machine happens to have are none of ours, but for the one that lets
 # several tests compile their kernels at once.
 export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1
 workers=()
 "$python" -c "import xdist" 2> "$scratch/xdist" && workers=(-p lost_device -p xdist -n 8 --dist load)
+
+# Beside the other builds: it takes one core for over a minute. What comes before it is done goes
+# without.
+building=""
+if [ -n "$pycuda" ]; then
+  export PYTHONPATH=$PYTHONPATH:$scratch/pycuda
+  PYTHON=$python bash benchmarks/gpu/build_pycuda.sh "$pycuda" "$scratch/pycuda" \
+    > "$scratch/pycuda.log" 2>&1 &
+  building=$!
+fi
 
 failed=0 end=0
 patience=1
@@ -94,8 +111,8 @@ tests=(env PYTHONPATH="$PYTHONPATH:$PWD/benchmarks/gpu" "$python" -m pytest "${f
 [ -z "$dry" ] || tests=("$python" -m pytest "${files[@]}" -m gpu -q --collect-only)
 
 # Without the CUDA part there are still the Triton kernels to look at.
-stage build 80 "${build[@]}" ||
-  stage build-cpu 25 env FASTPOSE_CUDA=0 "$python" setup.py build_ext --inplace
+stage build 75 "${build[@]}" ||
+  stage build-cpu 20 env FASTPOSE_CUDA=0 "$python" setup.py build_ext --inplace
 "$python" benchmarks/gpu/report.py "$json" build "$scratch/build.log" | tee -a "$log"
 
 stage tests 115 "${tests[@]}"
@@ -103,14 +120,23 @@ stage tests 115 "${tests[@]}"
 
 program sanitize 78
 program ceilings 12
-program warp 35
-program decode 45
-program render 25
-program propagate 45
-program step 50
+program warp 30
+program decode 40
+program render 20
+program propagate 40
+program step 45
+if [ -n "$building" ]; then
+  wait "$building"
+  status=$?
+  tail -n 3 "$scratch/pycuda.log" | tee -a "$log"
+  # not a failure of ours: cuda-bindings prove the same, and the rows say which it was
+  "$python" benchmarks/gpu/report.py "$json" stage build-pycuda "$status" 0 \
+    "bash benchmarks/gpu/build_pycuda.sh $(basename "$pycuda") DIR"
+fi
+program engines 45
 # Last, in the time that the others have left: what it finds is for the next version.
-left=$((end + 30 * patience - SECONDS - 10))
-stage tune_propagate 30 "$python" benchmarks/gpu/tune_propagate.py $dry \
+left=$((end + 20 * patience - SECONDS - 10))
+stage tune_propagate 20 "$python" benchmarks/gpu/tune_propagate.py $dry \
   --seconds $((left < 60 ? left : 60)) --out "$scratch/tune.json"
 "$python" benchmarks/gpu/report.py "$json" tune "$scratch/tune.json"
 

@@ -46,6 +46,7 @@ def test_gpu_tests_are_found_with_torch_pytest_and_opencv_alone():
     assert {f"tests/{file}" for file in (
         "models/test_models.py", "ops/test_decode.py", "ops/test_propagate.py",
         "ops/test_render.py", "ops/test_warp_cuda.py", "test_detector_cuda.py", "test_graph.py",
+        "test_direct.py", "engines/test_memory.py",
     )} <= set(found)  # fmt: skip
     (pattern,) = re.findall(r"grep -rlE '(.*?)' tests", SCRIPT.read_text())
     for file in found:  # is one of those that the script looks into
@@ -71,7 +72,7 @@ def document(tmp_path_factory):
 
 def test_a_dry_run_checks_every_kernel_and_writes_rows_that_say_how(document):
     assert {row["op"] for row in document["rows"]} >= {
-        "warp", "decode", "render", "propagate", "step"
+        "warp", "decode", "render", "propagate", "step", "cubin", "memory", "direct", "engine"
     }  # fmt: skip
     for row in document["rows"]:
         assert row["status"] == "ok", row

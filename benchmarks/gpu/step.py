@@ -102,7 +102,7 @@ def measure(
     affines = person_affines(boxes, spec.window)
     source = np.zeros(people, np.int64)
     frames = [torch.from_numpy(image).to(bench.device)]
-    step = graphs._step(people)  # the replay without the host's part has no public name
+    step = graphs._steps[people]  # the replay without the host's part has no public name
 
     # copies: the host's memory is written anew by each run
     points, scores = (found.copy() for found in graphs.joints(frames, source, affines))
