@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
+from fastpose.engines import Options
 from fastpose.errors import DetectorError, FrameError, ModelError
 from fastpose.models import model_spec
 from fastpose.models.joints import locate_joints
@@ -27,9 +28,14 @@ class DotEngine:
 
     shareable = False
 
-    def __init__(self, buckets=(1, 2, 4)):
+    def __init__(self, buckets=(1, 2, 4), options=None):
         self.manifest = SimpleNamespace(
-            spec=SPEC, buckets=buckets, kind="dots", precision="f32", versions={}
+            spec=SPEC,
+            buckets=buckets,
+            kind="dots",
+            precision="f32",
+            versions={},
+            options=options or Options(),
         )
         self.images = np.zeros((buckets[-1], 3, *SPEC.size), np.float32)
         self.maps = np.zeros((buckets[-1], 14, *SPEC.cells), np.float32)  # written anew by each run
@@ -232,6 +238,19 @@ def test_detect_every_follows_joints_in_between():
         people = follower(Frame(dotted((60 + i, 80)), i, i / 10))
         np.testing.assert_allclose(people.keypoints[:, 0], [[60 + i, 80]], atol=0.5)
     assert detector.calls == 3  # frames 0, 3 and 6
+
+
+@pytest.mark.parametrize(("every", "runs"), [(1, [3, 3, 1]), (2, [1] * 7)])
+def test_parallel_requests_share_frames_unless_they_follow_each_other(tmp_path, every, runs):
+    for i in range(7):
+        cv2.imwrite(str(tmp_path / f"{i}.png"), dotted((60 + i, 80)))
+    pose = pose_with(Everywhere(box_round(60, 80)))
+    pose._engine = DotEngine(options=Options(mode="throughput", requests=3))
+    for i, (frame, people) in enumerate(pose.stream(tmp_path, detect_every=every)):
+        assert frame.index == i
+        np.testing.assert_allclose(people.keypoints[:, 0], [[60 + i, 80]], atol=0.5)
+    assert i == 6
+    assert pose._engine.runs == runs
 
 
 def test_tracks_keep_their_numbers_and_smoothing_needs_them():
