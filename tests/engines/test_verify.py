@@ -4,14 +4,34 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from tiny_network import TINY, make_tiny, write_card
 
-from fastpose.engines.verify import BOUNDS, Verification, verify
+from fastpose import fixtures
+from fastpose.engines import (
+    Options,
+    Statement,
+    load_engine,
+    open_engine,
+    open_network,
+    wrap_network,
+)
+from fastpose.engines import verify as verifying
+from fastpose.engines.manifest import file_hash
+from fastpose.engines.verify import (
+    BOUNDS,
+    Verification,
+    reference_engine,
+    reference_halves,
+    verify,
+    verify_pictures,
+)
 from fastpose.errors import EngineError
-from fastpose.models import model_spec
+from fastpose.models import detector_spec, model_spec
 
 SPEC = replace(model_spec("cpn-light"), method="argmax")
 WINDOWS = np.zeros((4, 3, *SPEC.size), np.float32)
@@ -168,3 +188,290 @@ class Answer(Known):
         ten = replace(SPEC.joints, name="ten", joints=SPEC.joints.joints[:10])
         self.manifest.spec = replace(spec, skeleton="ten", custom=ten)
         self.maps = rows.astype(np.float32)
+
+
+# What cannot be compared
+
+
+def test_nothing_to_compare_is_told():
+    cells, heights = people()
+    reference = Known(cells, heights)
+    with pytest.raises(ValueError, match="made: there is no window to compare the engines on"):
+        verify(reference, reference, [], source="made")
+    unsure = Known(cells, np.full_like(heights, 0.3))
+    with pytest.raises(ValueError, match="made: the reference is sure of no joint in 4 windows"):
+        compare(unsure, reference)
+
+
+def test_another_number_of_results_is_told():
+    class Short(Known):
+        def __call__(self, batch):
+            return super().__call__(batch)[1:]
+
+    cells, heights = people()
+    text = r"known f32 of cpn-light: the results for 4 windows must be \[4, 14, 48, 40\], got \[3, "
+    with pytest.raises(EngineError, match=text):
+        compare(Known(cells, heights), Short(cells, heights))
+
+
+def test_another_network_is_told():
+    reference = Known(*people())
+    other = Known(*people(), spec=replace(SPEC, size=(256, 192)))
+    with pytest.raises(ValueError, match=r"the engines differ: size \(192, 160\) in the reference"):
+        compare(reference, other)
+    mpii = Known(*people(), spec=model_spec("hourglass2"))
+    mpii.manifest.spec = replace(mpii.manifest.spec, size=SPEC.size)
+    with pytest.raises(
+        ValueError, match="the engines differ: joints lsp14 in the reference, mpii16"
+    ):
+        compare(reference, mpii)
+
+
+# Precision
+
+
+@pytest.mark.parametrize(
+    ("asked", "found", "layers", "reason"),
+    [
+        ("bf16", "bf16", {"bf16": 40, "f32": 12}, None),
+        ("int8", "int8", {"int8": 30, "bf16": 29}, None),
+        (
+            "bf16",
+            "bf16",
+            {"bf16": 12, "f32": 40},
+            "bf16 was asked for, 12 of 52 layers compute in it, at least 27 (bf16 12, f32 40)",
+        ),
+        (
+            "int8",
+            "f32",
+            {"f32": 52},
+            "int8 was asked for, 0 of 52 layers compute in it, at least 27 (f32 52)",
+        ),
+        ("int8", "f32", {}, "int8 was asked for, the engine computes in f32"),
+        ("f32", "bf16", {"bf16": 2}, "f32 was asked for, 0 of 2 layers compute in it, at least 2"),
+        ("auto", "bf16", {"bf16": 2}, None),
+    ],
+)
+def test_the_precision_that_is_present_is_the_one_that_was_asked_for(asked, found, layers, reason):
+    engine = Known(*people(), precision=found, layers=layers)
+    engine.manifest.precision_asked = asked
+    report = compare(Known(*people()), engine)
+    assert report.passed is (reason is None)
+    assert reason is None or report.reasons[0].startswith(reason)
+    assert report.precision_asked == (found if asked == "auto" else asked)
+    assert (report.precision_found, report.layers) == (found, layers)
+
+
+# Accuracy
+
+
+def test_a_loss_of_accuracy_is_held_to_its_bound():
+    cells, heights = people()
+    reference, engine = Known(cells, heights), Known(cells, heights)
+    figures = {}
+
+    def truth(points, scores):
+        figures["shapes"] = points.shape, scores.shape
+        return "pck@0.2", figures["values"].pop(0)
+
+    for precision, loss, passes in (
+        ("f32", 0.29, True),
+        ("f32", 0.31, False),
+        ("int8", 0.99, True),
+        ("int8", 1.01, False),
+        ("bf16", -5.0, True),
+    ):
+        engine.manifest.precision = engine.manifest.precision_asked = precision
+        figures["values"] = [80.0, 80.0 - loss]
+        found = compare(reference, engine, truth=truth)
+        assert found.passed is passes
+        assert found.metric.loss == pytest.approx(loss)
+        bound = BOUNDS[precision].loss
+        assert passes or found.reasons == (f"pck@0.2 fell by {loss:.4g} points, at most {bound:g}",)
+    assert figures["shapes"] == ((4, 14, 2), (4, 14))
+    document = json.loads(json.dumps(found.to_dict()))
+    assert document["metric"] == {"name": "pck@0.2", "before": 80, "after": 85, "loss": -5}
+    figures["values"] = [float("nan"), float("nan")]  # nobody has a labelled joint
+    assert compare(reference, engine, truth=truth).metric is None
+
+
+def test_a_report_survives_json():
+    cells, heights = people()
+    found = compare(
+        Known(cells, heights),
+        Known(cells, heights, layers={"f32": 3}),
+        truth=lambda points, scores: ("pck@0.2", 50.0),
+    )
+    document = json.loads(json.dumps(found.to_dict()))
+    assert document["passed"] is True
+    assert Verification.from_dict(document) == found
+    for damage in ({}, {**document, "shift": None}, {**document, "more": 1}):
+        with pytest.raises(EngineError, match="not the report of a verification"):
+            Verification.from_dict(damage)
+
+
+# Every kind of output
+
+
+@pytest.mark.parametrize(
+    "name", ["cpn50", "cpm-lsp", "structured-lsp", "adversarial-lsp", "tompson-mpii", "hourglass2"]
+)
+def test_every_kind_of_result_is_read(name):
+    """Seeded results of the right shape; those of one joint, moved, move that joint alone."""
+    spec = model_spec(name)
+    ((channels, *cells),) = spec.results
+    results = np.random.default_rng(1).uniform(0.1, 0.9, (2, channels, *cells)).astype(np.float32)
+
+    class Fixed:
+        def __init__(self, results):
+            self.results = results
+            self.manifest = SimpleNamespace(
+                spec=spec, kind="fixed", precision="f32", precision_asked="f32", layers={}
+            )
+
+        def __call__(self, batch):
+            return self.results[: len(batch)]
+
+    windows = [np.zeros((2, 3, *spec.size), np.float32)]
+    same = verify(Fixed(results), Fixed(results), windows, source="made", random=True)
+    assert same.passed
+    assert same.shift.joints == 2 * len(spec.joints)
+    mirrored = verify(
+        Fixed(results), Fixed(results[..., ::-1].copy()), windows, source="made", random=True
+    )
+    assert not mirrored.passed
+    assert mirrored.shift.median > 2
+
+
+def test_vectors_are_read_too():
+    spec = replace(SPEC, output="simcc", method="argmax")
+    first, second = (shape[-1] for shape in spec.results)
+    vectors = np.zeros((1, JOINTS, first + second), np.float32)
+    vectors[:, :, 100] = vectors[:, :, first + 60] = 1
+    moved = vectors.copy()
+    moved[0, 0] = np.roll(moved[0, 0], 4)  # two bins are a pixel; x and y both go
+    engines = []
+    for values in (vectors, moved):
+        engine = Known(*people(), spec=spec)
+        engine.maps = values
+        engines.append(engine)
+    found = verify(*engines, [WINDOWS[:1]], source="made")
+    assert found.shift.largest == pytest.approx(np.hypot(2, 2), rel=1e-4)
+
+
+# References and real engines
+
+
+def images(count: int) -> np.ndarray:
+    return np.random.default_rng(count).normal(size=(count, 3, *TINY.size)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("openvino", Options()),
+        ("onnxruntime", Options()),
+        ("torch", Options()),
+        ("onnxruntime", Options(flip=True)),
+        ("torch", Options(flip=True)),
+        ("openvino", Options(joints=True)),
+        ("torch", Options(joints=True)),
+    ],
+)
+def test_engines_of_the_tiny_network_pass(released, kind, options):
+    """Its reference takes the same graph options, but for the decoding."""
+    engine = open_engine("tiny", kind=kind, precision="f32", threads=1, options=options)
+    reference = reference_engine(engine.manifest, threads=1)
+    assert (reference.manifest.kind, reference.manifest.precision) == ("torch", "f32")
+    assert reference.manifest.spec.output == "heatmap"
+    assert reference.manifest.weights_hash == engine.manifest.weights_hash
+    found = verify(reference, engine, [images(8)], source="noise")
+    assert found.passed, found.reasons
+    assert found.reference == "torch f32"
+    assert found.shift.joints > 8
+
+
+@pytest.fixture
+def released(tiny):
+    """The tiny network as it would be released: the card knows its weights."""
+    write_card(tiny, weights_sha256=file_hash(tiny / "tiny.safetensors"))
+    return tiny
+
+
+def altered(path: Path) -> Path:
+    """Weights of the tiny network of which a few are others."""
+    from fastpose.models.weights import save_weights
+
+    network = make_tiny()
+    network.deeper.weight.data += 0.5
+    save_weights(network.state_dict(), path)
+    return path
+
+
+def test_other_weights_fail(released, tmp_path):
+    engine = open_engine("tiny", kind="torch", precision="f32", threads=1)
+    other = open_network(altered(tmp_path / "other.safetensors"), TINY, kind="torch", threads=1)
+    found = verify(engine, other, [images(8)], source="noise")
+    assert any("joints moved by more than 2 px" in reason for reason in found.reasons)
+
+
+def test_pictures_of_a_bundle_are_compared_with_the_module(released):
+    engine = open_engine("tiny", kind="openvino", precision="f32", threads=1)
+    pictures = fixtures.windows(engine.manifest.spec, limit=6)
+    found = verify_pictures(engine, pictures, threads=1)
+    assert found.passed
+    assert (found.reference, found.source, found.windows) == ("torch f32", "built-in", 6)
+    assert found.random is False
+
+
+def test_random_weights_are_compared_with_the_same_random_ones(registered):
+    with pytest.warns(UserWarning, match="tiny has no trained weights"):
+        engine = open_engine("tiny", kind="openvino", precision="f32", threads=1)
+    assert engine.manifest.weights_hash == ""
+    found = verify_pictures(engine, fixtures.windows(TINY, limit=6), threads=1)
+    assert found.passed, found.reasons
+    assert found.random is True
+    assert found.shift.joints > 6
+
+
+def test_the_reference_has_the_weights_of_the_engine(released, tmp_path):
+    other = altered(tmp_path / "other.safetensors")
+    manifest = open_engine("tiny", kind="torch", threads=1).manifest
+    own = replace(manifest, weights_hash=file_hash(other))
+    reference = reference_engine(own, weights=other, threads=1)
+    assert reference.manifest.weights_hash == file_hash(other)
+    first, second = manifest.weights_hash[:12], own.weights_hash[:12]
+    for asked, weights, text in (
+        (own, None, f"built from {second}, those of tiny here are {first}; give the weight file"),
+        (manifest, other, f"built from {first}, {other} are {second}; give"),
+        (replace(manifest, weights_hash=""), None, "built from random ones, those of tiny here"),
+    ):
+        with pytest.raises(EngineError, match=f"weights_hash: the engine was {text}"):
+            reference_engine(asked, weights=weights)
+    with pytest.raises(EngineError, match="weights_hash: the engine was built from abc"):
+        reference_halves(detector_spec("fpn-light"), "abc", kind="openvino")
+
+
+@pytest.mark.parametrize(
+    ("kind", "other"), [("openvino", "onnxruntime"), ("onnxruntime", "openvino")]
+)
+def test_without_torch_the_reference_is_the_graph_in_another_runtime(
+    released, monkeypatch, kind, other
+):
+    monkeypatch.setattr(verifying, "find_spec", lambda name: None)
+    engine = open_engine("tiny", kind=kind, precision="f32", threads=1)
+    reference = reference_engine(engine.manifest, threads=1)
+    assert (reference.manifest.kind, reference.manifest.precision) == (other, "f32")
+    assert verify(reference, engine, [images(8)], source="noise").passed
+
+
+def test_a_network_from_elsewhere_is_compared_with_its_own_graph(graph, tmp_path):
+    names = ("skeleton", "convention", "mean", "std", "rgb", "padding", "method", "sigma")
+    stated = Statement(**{name: getattr(TINY, name) for name in names})
+    path = wrap_network(graph, stated, engine="openvino", out=tmp_path / "b.onnx")
+    engine = load_engine(path, threads=1)
+    found = verify_pictures(engine, fixtures.windows(TINY, limit=6), folder=tmp_path, threads=1)
+    assert found.passed
+    assert (found.reference, found.random) == ("onnxruntime f32", False)
+    with pytest.raises(EngineError, match="a network from elsewhere is compared with its own ONNX"):
+        reference_engine(engine.manifest)
