@@ -143,7 +143,7 @@ def refit(file: Path, weights: Path, *, device: str = "auto") -> bytes:
     """
     manifest = Manifest.load(file.with_suffix(".json"))
     if not manifest.options.refit:
-        raise BackendError(f"{file}: refit: the engine was built without it; build it again with")
+        raise BackendError(f"{file}: refit: the engine was built without this option")
     if manifest.precision_asked == "int8":
         raise BackendError(f"{file}: the scales of int8 belong to its weights; build it again")
     _version()
@@ -263,8 +263,9 @@ class TensorRTEngine(BufferedEngine):
             found = self.enqueue_at(size, given.data_ptr(), stream)
             if size not in self._tensors:
                 self._tensors[size] = [torch.as_tensor(f, device=self.device) for f in found]
-            results = self._tensors[size]
-            return results[0] if len(results) == 1 else torch.cat(results, dim=-1)
+        # joined on the caller's stream: what another allocates, it may give away too soon
+        results = self._tensors[size]
+        return results[0] if len(results) == 1 else torch.cat(results, dim=-1)
 
     def enqueue_at(self, count: int, windows: int, stream: int) -> tuple[DeviceArray, ...]:
         """Enqueue a run on a stream, without waiting for it.
@@ -348,8 +349,8 @@ class TensorRTEngine(BufferedEngine):
             self._tensors = {}
             self._runs.clear()  # contexts before their plan, and both before the memory
             self._plan.close()
-        self._found.clear()
-        del self._scratch, self._windows
+            self._found.clear()  # in the context, without which some memories do not free it
+            del self._scratch, self._windows
         self.memory.close()
 
 

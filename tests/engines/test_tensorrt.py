@@ -506,9 +506,16 @@ def test_torch_default_stream_gets_another_beside_it(place, monkeypatch) -> None
         def __exit__(self, *error: object) -> None:
             place.memory._stream = 0
 
-    made = []
-    engine = place.opened()
+    made, joined_on = [], []
+    place.state.outputs = {"x": (-1, 14, 48), "y": (-1, 14, 32)}
+    engine = place.opened(spec=replace(TINY, output="simcc", stride=1, method="argmax"))
     place.memory._stream = 0
+    cat = torch.cat
+    monkeypatch.setattr(
+        torch,
+        "cat",
+        lambda *given, **more: joined_on.append(place.memory.stream) or cat(*given, **more),
+    )
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream(0))
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: made.append(1) or Stream(9))
     monkeypatch.setattr(torch.cuda, "stream", Using)
@@ -518,6 +525,7 @@ def test_torch_default_stream_gets_another_beside_it(place, monkeypatch) -> None
         engine(given)
     assert place.state.called("execute_async_v3") == [[4, 9]] * 4
     assert order == [("wait", 9, 0), ("wait", 0, 9)] * 4
+    assert joined_on == [0, 0]
     assert made == [1]
 
 
@@ -741,7 +749,7 @@ def test_a_refit_that_fails_says_where(place, call, text) -> None:
 
 
 def test_a_plan_that_was_not_built_for_it_is_not_refitted(place) -> None:
-    with pytest.raises(BackendError, match="refit: the engine was built without it"):
+    with pytest.raises(BackendError, match="refit: the engine was built without this option"):
         place.module.refit(refittable(place, Options()), Path("new.safetensors"))
     file = refittable(place)
     path = file.with_suffix(".json")

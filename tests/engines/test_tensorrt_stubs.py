@@ -87,6 +87,19 @@ def test_the_engine_itself_passes(stubs) -> None:
         assert stubs.find_faults(version, stubs.FILES) == []
 
 
+def test_the_engine_is_what_graphs_and_direct_frames_take(stubs, tmp_path) -> None:
+    path = tmp_path / "protocols.py"
+    path.write_text(
+        "from fastpose.direct import PointerEngine\n"
+        "from fastpose.engines import Engine\n"
+        "from fastpose.engines.tensorrt import TensorRTEngine\n"
+        "from fastpose.graph import StreamEngine\n\n\n"
+        "def taken(one: TensorRTEngine) -> tuple[Engine, PointerEngine, StreamEngine]:\n"
+        "    return one, one, one\n"
+    )
+    assert stubs.find_faults("11", [path]) == []
+
+
 def test_what_cannot_be_had_is_one_line(stubs, monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(stubs, "STUBGEN", "no-such-name-anywhere[")
     monkeypatch.setattr(stubs, "FOLDER", tmp_path)
