@@ -107,7 +107,7 @@ def test_devices(name, place):
     assert runtime.Place.parse(str(found)) == found
 
 
-@pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "cuda:-1", "cpu:0", "", "cuda 1"])
+@pytest.mark.parametrize("name", ["rocm", "cuda:", "cuda:x", "cuda:-1", "cpu:0", "", "cuda 1"])
 def test_no_device(graph, name):
     with pytest.raises(BackendError, match="onnxruntime has no device"):
         runtime.ONNXRuntimeEngine(request(graph, device=name))
