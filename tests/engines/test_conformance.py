@@ -15,11 +15,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import fake_tensorrt
 import numpy as np
 import pytest
 from calm_network import CALM, make_trained, register
 
-from fastpose import fixtures, machine
+from fastpose import engines, fixtures, machine
 from fastpose.cli import INTERRUPTED, main
 from fastpose.conformance import (
     CHECKS,
@@ -33,7 +34,7 @@ from fastpose.conformance import (
     running,
 )
 from fastpose.conformance.report import Anonymous
-from fastpose.engines import Manifest, Options, source
+from fastpose.engines import Manifest, Options, memory, source
 from fastpose.engines.engine import BufferedEngine
 from fastpose.errors import BackendError, EngineError
 from fastpose.types import People
@@ -591,6 +592,35 @@ def test_a_refit_is_held_to_the_network_with_those_weights(refitting):
 def test_a_refit_that_changes_nothing_is_found(refitting):
     with pytest.raises(Failed, match=r"from the network with these weights, 0\.0e\+00 from before"):
         refitting(lambda file, weights, device: file.read_bytes())
+
+
+def test_what_is_special_to_tensorrt_on_a_double(place, tmp_path, monkeypatch):
+    """All but what compares the double's answers with the network's, or needs other processes."""
+    state, device = fake_tensorrt.State(), fake_tensorrt.Memory()
+    state.input = ("image", (-1, 3, *CALM.size))
+    state.outputs = {"heatmaps": (-1, *CALM.results[0])}
+    state.layers = [{"LayerType": "conv", "Inputs": [{"Format/Datatype": "Float"}]}]
+    monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt.make(state, memory=device))
+    monkeypatch.delitem(sys.modules, "fastpose.engines.tensorrt", raising=False)
+
+    def open_memory(kind: str, name: str) -> fake_tensorrt.Memory:
+        if name != device.device:
+            memory.device_index(name)  # refuses what is no CUDA device
+        return device
+
+    left_out = {"accuracy", "damage unnoticed", "building twice", "refit"}
+    skip(*left_out, monkeypatch=monkeypatch)
+    try:
+        monkeypatch.setattr(engines.runtime_module("tensorrt"), "open_memory", open_memory)
+        report = run_conformance("tensorrt", model="calm", threads=1, folder=tmp_path)
+    finally:
+        vars(engines).pop("tensorrt", None)
+    assert outcomes(report, "failed") == set(), report.rows
+    assert outcomes(report, "skipped") == left_out | GRAPHS | {"throughput mode"}
+    details = {row.name: row.detail for row in report.rows}
+    ties = "platform, compute capability, gpu, device"
+    assert details["wrong device"] == f"refused by name: {ties}"
+    assert details["wrong version"].startswith("refused by name: tensorrt 99.11.4.0.106, here 11.4")
 
 
 def test_what_the_driver_says(monkeypatch):
