@@ -106,12 +106,13 @@ def run(args: argparse.Namespace) -> int:
 
 def _examine(args: argparse.Namespace) -> int:
     """Every check of one engine in each precision; the report is written whatever happens."""
+    from fastpose.engines import KINDS, choose_runtime
+
+    choose_runtime(args.engine, KINDS)
     out = args.out or Path(f"fastpose-doctor-{args.engine}.json")
-    _write(out, [])  # a folder that cannot be written is better known before than after an hour
     reports: list[Report] = []
     for precision in _precisions(args):
-        reports.append(_report(args, precision))
-        _write(out, reports)
+        reports.append(_report(args, precision, lambda report: _write(out, [*reports, report])))
         if reports[-1].interrupted:
             break
     if args.json:
@@ -133,7 +134,7 @@ def _precisions(args: argparse.Namespace) -> tuple[str, ...]:
     return ("f32", *low, *(("int8",) if args.calibration else ()))
 
 
-def _report(args: argparse.Namespace, precision: str) -> Report:
+def _report(args: argparse.Namespace, precision: str, keep: Callable[[Report], None]) -> Report:
     from fastpose.conformance import run_conformance
 
     stages = Stages()
@@ -149,6 +150,7 @@ def _report(args: argparse.Namespace, precision: str) -> Report:
                 calibration=args.calibration if precision == "int8" else None,
                 folder=folder,
                 tell=lambda stage: stages.begin(f"{precision}: {stage}"),
+                keep=keep,
             )
         finally:
             stages.finish()

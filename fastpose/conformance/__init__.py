@@ -32,6 +32,7 @@ CHECKS: dict[str, Check] = {
     "graph replay": running.graph_replay,
     "frames on the device": running.frames,
     "throughput mode": running.throughput,
+    "other memory": running.other_memory,
     "two threads": running.two_threads,
     "wrong device": bundles.wrong_device,
     "wrong version": bundles.wrong_version,
@@ -39,6 +40,7 @@ CHECKS: dict[str, Check] = {
     "damage unnoticed": bundles.damage_unnoticed,
     "building twice": bundles.building_twice,
     "refit": bundles.refit,
+    "speed": running.speed,
     "memory": running.memory,
     "close": running.close,
 }
@@ -57,6 +59,7 @@ def run_conformance(
     calibration: str | Path | None = None,
     folder: str | Path,
     tell: Callable[[str], None] | None = None,
+    keep: Callable[[Report], None] | None = None,
 ) -> Report:
     """Build an engine and examine it; what a check finds, the next ones do not depend on.
 
@@ -71,6 +74,8 @@ def run_conformance(
         calibration: for int8, as in `fastpose.build_engine`.
         folder: an empty one, for all that is built.
         tell: called with the name of each check and stage that begins.
+        keep: called with the report before each check and at the end: a runtime may take the whole
+            process with it.
 
     Returns:
         What was found. An error that no check expects is a failure of its check; Ctrl-C ends the
@@ -95,15 +100,20 @@ def run_conformance(
         calibration=Path(calibration) if calibration else None,
         tell=tell or (lambda stage: None),
     )
-    return examine(subject)
+    return examine(subject, keep=keep)
 
 
-def examine(subject: Subject, checks: Mapping[str, Check] = CHECKS) -> Report:
+def examine(
+    subject: Subject,
+    checks: Mapping[str, Check] = CHECKS,
+    keep: Callable[[Report], None] | None = None,
+) -> Report:
     """As `run_conformance`, of an engine that somebody else has described.
 
     Args:
         subject: what is examined.
         checks: of `CHECKS`; without "build" the subject is taken as built.
+        keep: as there.
     """
     clean = Anonymous(subject.folder)
     report = Report(
@@ -118,9 +128,15 @@ def examine(subject: Subject, checks: Mapping[str, Check] = CHECKS) -> Report:
     subject.built = "build" not in checks
     try:
         for name, check in checks.items():
+            report.running = name
+            if keep:
+                keep(report)
             report.rows.append(_checked(name, check, subject, clean))
+        report.running = ""
     except KeyboardInterrupt:
         report.interrupted = True
+    if keep:
+        keep(report)
     return report
 
 

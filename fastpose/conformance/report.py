@@ -43,6 +43,7 @@ class Report:
         kind, model, precision, device: what was examined.
         full: with the large numbers of runs.
         rows: the checks, in the order in which they ran.
+        running: the check that is being made, so that what a crash leaves behind names it.
         interrupted: Ctrl-C ended it early.
     """
 
@@ -54,6 +55,7 @@ class Report:
     device: str
     full: bool
     rows: list[Row] = field(default_factory=list)
+    running: str = ""
     interrupted: bool = False
 
     def count(self, outcome: str) -> int:

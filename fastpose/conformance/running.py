@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
@@ -23,7 +24,8 @@ from fastpose.conformance.subject import (
     difference,
 )
 from fastpose.direct import DeviceFrames
-from fastpose.engines import Engine
+from fastpose.engines import Engine, Options
+from fastpose.engines.memory import KINDS
 from fastpose.engines.verify import BATCH, CONFIDENT, verify
 from fastpose.errors import BackendError, EngineError
 from fastpose.graph import StreamEngine, capture, in_graphs, wait
@@ -36,7 +38,8 @@ SETTLING = 500  # runs before memory is looked at, at most half of all
 SAMPLES = 20  # looks at the memory, spread over the runs
 GROWTH = 4 << 20  # bytes: a leak of 1 kB a run makes more of them in 10,000
 REPLAYS, FULL_REPLAYS = 50, 1000
-ROUNDS = 20  # of two threads
+ROUNDS = 20  # of two threads, and for the speed
+WARM_UP = 5  # runs that are not timed
 SCORES_APART, JOINTS_APART = 0.05, 0.5  # windows that are cut on a GPU differ in their last bits
 
 
@@ -270,13 +273,46 @@ def frames(subject: Subject) -> str:
     boxes = [_one_box(frame) for frame in given]
     with subject.opened() as engine:
         wanted = estimate(given, boxes, engine)
-    network = subject.open()
-    path = in_graphs(network)
-    with closing(path):
-        if not isinstance(path, DeviceFrames):
-            raise Skipped(f"frames are cut on the host for {network.manifest.device}")
-        found = estimate(path.upload(given), boxes, path)
-    return compare_people(wanted, found)
+    found = {}
+    for name, options in _memories(subject).items():
+        network = subject.open(options=options)
+        path = in_graphs(network)
+        with closing(path):
+            if not isinstance(path, DeviceFrames):
+                raise Skipped(f"frames are cut on the host for {network.manifest.device}")
+            people = estimate(path.upload(given), boxes, path)
+        found[f"{type(path).__name__} {name}".strip()] = compare_people(wanted, people)
+    return "; ".join(f"{name}: {text}" for name, text in found.items())
+
+
+def _memories(subject: Subject) -> dict[str, Options]:
+    """The options with each device memory that is installed, where the runtime has a choice."""
+    if subject.kind != "tensorrt":
+        return {"": subject.options}
+    choices = {name: replace(subject.options, memory=name) for name in KINDS}
+    return {name: options for name, options in choices.items() if _opens(subject, options)}
+
+
+def _opens(subject: Subject, options: Options) -> bool:
+    try:
+        subject.open(options=options).close()
+    except BackendError:
+        return False
+    return True
+
+
+def other_memory(subject: Subject) -> str:
+    """Whatever package the device memory comes from, the answers are the same."""
+    if subject.kind != "tensorrt":
+        raise Skipped(f"{subject.kind} has its own memory")
+    windows = subject.windows(subject.buckets[-1])
+    with subject.opened() as engine:
+        wanted = answer(engine, windows)
+    choices = _memories(subject)
+    for name, options in choices.items():
+        with subject.opened(options=options) as engine:
+            check_same(answer(engine, windows), wanted, subject.precision, f"memory of {name}")
+    return f"of {', '.join(choices)}"
 
 
 def compare_people(wanted: Sequence[People], found: Sequence[People]) -> str:
@@ -387,6 +423,21 @@ def _run_threads(works: list[Callable[[], None]], barrier: threading.Barrier) ->
         )
 
 
+def speed(subject: Subject) -> str:
+    """How long a run takes, windows and results on the host; whatever it is, it passes."""
+    texts = []
+    with subject.opened() as engine:
+        for size in engine.manifest.buckets:
+            engine.buffer(size)[...] = subject.windows(size)
+            took = []
+            for _ in range(WARM_UP + ROUNDS):
+                start = time.perf_counter()
+                engine.run(size)
+                took.append(time.perf_counter() - start)
+            texts.append(f"{size}: {1e3 * median(took[WARM_UP:]):.2f}")
+    return f"ms a run by batch: {', '.join(texts)}"
+
+
 def memory(subject: Subject) -> str:
     """Memory of the process, and of the GPU, stays the same over many runs."""
     if resident_bytes() is None:
@@ -416,7 +467,7 @@ def check_flat(looks: list[tuple[int, ...]], runs: int) -> str:
     """
     quarter = max(1, len(looks) // 4)
     found = []
-    for name, values in zip(("process", "GPU"), zip(*looks, strict=True), strict=False):
+    for name, values in zip(("process", "GPUs"), zip(*looks, strict=True), strict=False):
         grown = median(values[-quarter:]) - median(values[:quarter])
         text = f"{name} {values[-1] / 2**20:.0f} MiB, {grown / 2**20:+.1f} MiB"
         if grown > GROWTH:

@@ -324,7 +324,7 @@ def place(folder_of_calm, monkeypatch, tmp_path) -> Callable[[str], None]:
     return first.append
 
 
-GRAPHS = {"graph replay", "frames on the device"}
+GRAPHS = {"graph replay", "frames on the device", "other memory"}
 ON_DISK = {name for name, check in CHECKS.items() if check.__module__ == bundles.__name__}
 SLOW = {"building twice"}  # where a build takes many seconds
 
@@ -347,7 +347,7 @@ SLOW = {"building twice"}  # where a build takes many seconds
             "torch",
             "f16",
             {"device": "cuda"},
-            ON_DISK | {"throughput mode"},
+            ON_DISK | {"throughput mode", "other memory"},
             marks=pytest.mark.gpu,
         ),
         pytest.param("tensorrt", "f32", {}, {"throughput mode"}, marks=pytest.mark.tensorrt),
@@ -555,9 +555,9 @@ def test_joints_that_another_path_moves_are_found():
 
 def test_memory_of_the_gpu_that_grows_is_found():
     flat = [(1 << 30, 1 << 32)] * 20
-    assert "GPU 4096 MiB, +0.0 MiB" in running.check_flat(flat, 10_000)
+    assert "GPUs 4096 MiB, +0.0 MiB" in running.check_flat(flat, 10_000)
     grown = [(a, b + i * (1 << 20)) for i, (a, b) in enumerate(flat)]
-    with pytest.raises(Failed, match=r"GPU 4115 MiB, \+15\.0 MiB over 10000 runs"):
+    with pytest.raises(Failed, match=r"GPUs 4115 MiB, \+15\.0 MiB over 10000 runs"):
         running.check_flat(grown, 10_000)
 
 
@@ -597,6 +597,7 @@ def test_a_refit_that_changes_nothing_is_found(refitting):
 def test_what_is_special_to_tensorrt_on_a_double(place, tmp_path, monkeypatch):
     """All but what compares the double's answers with the network's, or needs other processes."""
     state, device = fake_tensorrt.State(), fake_tensorrt.Memory()
+    memories: set[str] = set()
     state.input = ("image", (-1, 3, *CALM.size))
     state.outputs = {"heatmaps": (-1, *CALM.results[0])}
     state.layers = [{"LayerType": "conv", "Inputs": [{"Format/Datatype": "Float"}]}]
@@ -606,6 +607,7 @@ def test_what_is_special_to_tensorrt_on_a_double(place, tmp_path, monkeypatch):
     def open_memory(kind: str, name: str) -> fake_tensorrt.Memory:
         if name != device.device:
             memory.device_index(name)  # refuses what is no CUDA device
+        memories.add(kind)
         return device
 
     left_out = {"accuracy", "damage unnoticed", "building twice", "refit"}
@@ -616,7 +618,8 @@ def test_what_is_special_to_tensorrt_on_a_double(place, tmp_path, monkeypatch):
     finally:
         vars(engines).pop("tensorrt", None)
     assert outcomes(report, "failed") == set(), report.rows
-    assert outcomes(report, "skipped") == left_out | GRAPHS | {"throughput mode"}
+    assert outcomes(report, "skipped") == left_out | GRAPHS - {"other memory"} | {"throughput mode"}
+    assert memories == {"auto", *memory.KINDS}
     details = {row.name: row.detail for row in report.rows}
     ties = "platform, compute capability, gpu, device"
     assert details["wrong device"] == f"refused by name: {ties}"
@@ -675,6 +678,23 @@ def test_ctrl_c_keeps_what_was_done(tmp_path, monkeypatch):
     report = examined(tmp_path, Pooled)
     assert report.interrupted
     assert [row.name for row in report.rows] == ["build", "precision"]
+
+
+def test_a_process_that_dies_leaves_a_report_that_names_the_check(tmp_path):
+    class Dies(Pooled):
+        def run(self, count):
+            if count == 3:
+                raise SystemExit  # as if the process were gone
+            return super().run(count)
+
+    subject = Examined("torch", "calm", "f32", "auto", Options(), tmp_path)
+    subject.engine, kept = Dies, []
+    with pytest.raises(SystemExit):
+        examine(subject, AT_WORK, lambda report: kept.append(report.to_dict()))
+    assert kept[-1]["running"] == "every batch size"
+    assert [row["name"] for row in kept[-1]["rows"]] == list(AT_WORK)[: len(kept) - 1]
+    subject.engine = Pooled
+    assert examine(subject, AT_WORK).running == ""
 
 
 def test_unknown_arguments_are_refused(tmp_path):
@@ -783,6 +803,7 @@ def test_ctrl_c_leaves_a_report(folder, monkeypatch):
     assert doctor("onnxruntime", "--full") == INTERRUPTED
     (report,) = json.loads(Path("fastpose-doctor-onnxruntime.json").read_text())["reports"]
     assert report["interrupted"]
+    assert report["running"] == "precision"
     assert [row["name"] for row in report["rows"]] == ["build"]
 
 
