@@ -247,6 +247,9 @@ class PyCUDA:
                 outer.calls.append("push")
                 outer.stack.append(self)
 
+            def detach(self):
+                outer.calls.append("detach")
+
             @staticmethod
             def pop():
                 outer.calls.append("pop")

@@ -6,6 +6,7 @@ they see each other's memory. None is imported before it is asked for.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import functools
 import importlib.util
@@ -389,9 +390,12 @@ class PyCUDAMemory(DeviceMemory):
 def _pycuda_context(driver: Any, index: int) -> Any:
     """The device's primary context, retained once for the process, as the CUDA runtime does too.
 
-    PyCUDA leaves a context that is detached on the thread's stack of contexts, so none ever is.
+    PyCUDA leaves a context that it releases on the thread's stack of contexts, so that is done at
+    the end alone; without it, its destructor would take the context for another sort and fail.
     """
-    return driver.Device(index).retain_primary_context()
+    context = driver.Device(index).retain_primary_context()
+    atexit.register(context.detach)
+    return context
 
 
 class BindingsMemory(DeviceMemory):

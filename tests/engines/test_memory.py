@@ -2,7 +2,9 @@
 
 import ast
 import gc
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +17,7 @@ from fastpose.engines import memory
 from fastpose.engines.memory import DeviceArray, open_memory
 from fastpose.errors import BackendError, EngineError
 
+ROOT = Path(__file__).parents[2]
 SOURCE = Path(memory.__file__)
 FUNCTION = re.compile("cu[A-Z]")  # of the driver
 
@@ -231,6 +234,72 @@ def test_cuda_bindings_without_a_driver_say_so():
     if done.returncode == 0:
         pytest.skip("there is a device")
     assert re.search(r"BackendError: memory 'cuda'.*$", done.stderr.strip().splitlines()[-1])
+
+
+USE = """
+import ctypes, gc, os, sys
+sys.setdlopenflags(os.RTLD_LAZY)  # of what is linked, only what is called needs to be there
+sys.modules["torch"] = None
+import numpy as np
+from fastpose.engines.memory import open_memory
+from fastpose.errors import EngineError
+
+names = ("pushed", "retained", "device", "host", "streams", "copies", "outside")
+counters = (ctypes.c_int * len(names)).in_dll(ctypes.CDLL("libcuda.so.1"), "counters")
+memory = open_memory(sys.argv[1])
+assert (memory.gpu, memory.capability, memory.driver) == ("a host", (9, 0), "12.4"), memory.gpu
+assert memory.stream == 0x52
+array, host = memory.empty((3, 5), "float16"), memory.host((3, 5), "float16")
+host[:] = np.arange(15).reshape(3, 5)
+memory.upload(host, array)
+back = memory.host((2, 5), "float16")
+memory.download(array.part(10, (2, 5), "float16"), back)
+memory.synchronize()
+assert (back == host[1:]).all()
+assert (counters[2], counters[3], counters[4], counters[5]) == (1, 2, 1, 2)
+try:
+    memory.empty((1 << 41,), "uint8")
+except EngineError as error:
+    print(error)
+else:
+    raise SystemExit("nobody said that the memory is out")
+memory.close()
+kept = back[1:]
+del memory, array, host, back
+gc.collect()
+assert kept[0, 0] == 10
+del kept
+gc.collect()
+print(dict(zip(names, counters)))
+"""
+
+
+@pytest.mark.parametrize("kind", ["pycuda", "cuda"])
+def test_the_true_library_on_a_driver_of_the_hosts_memory(kind, tmp_path):
+    module = memory.KINDS[kind][0]
+    if not memory._installed(module):
+        pytest.skip(f"needs {module}")
+    if shutil.which("gcc") is None:
+        pytest.skip("needs gcc")
+    source, path = ROOT / "tests" / "fake_cuda.c", tmp_path / "libcuda.so.1"
+    subprocess.run(["gcc", "-shared", "-fPIC", "-Wall", source, "-o", path], check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", USE, kind],
+        cwd=ROOT,
+        env={**os.environ, "LD_LIBRARY_PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    said, counts = done.stdout.splitlines()
+    assert said.startswith(f"{kind}: ")
+    assert "out of memory" in said
+    # pycuda keeps its context until the end
+    retained = int(kind == "pycuda")
+    left = {"pushed": 0, "retained": retained, "device": 0, "host": 0, "streams": 0}
+    assert counts == str({**left, "copies": 2, "outside": 0})
 
 
 # On a GPU

@@ -6,6 +6,7 @@ import ctypes
 import shutil
 import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,52 +19,15 @@ from fastpose.ops.cubin import DecodeBinary, Kernel, driver_version, pack
 MAPS = (3, 8, 6)
 ADDRESSES = {"maps": 1 << 40, "affines": 32, "taps": 48, "points": 64, "scores": 80}
 
-SOURCE = """
-#include <stdint.h>
-#include <string.h>
-uint64_t seen[64];
-char name[64];
-int cuDriverGetVersion(int *version) { *version = 12040; return 0; }
-int cuGetErrorName(int status, const char **text) {
-  *text = status == 209 ? "CUDA_ERROR_NO_BINARY_FOR_GPU" : 0;
-  return 0;
-}
-int cuModuleLoadData(void **module, const void *image) {
-  if (memcmp(image, "\\x7f" "ELF", 4)) return 209;
-  *module = (void *)(uintptr_t)0x123456789abcull;
-  return 0;
-}
-int cuModuleGetFunction(void **function, void *module, const char *wanted) {
-  if (module != (void *)(uintptr_t)0x123456789abcull) return 1;
-  strncpy(name, wanted, 63);
-  *function = (void *)(uintptr_t)0xfedcba987654ull;
-  return 0;
-}
-int cuFuncSetAttribute(void *function, int attribute, int value) {
-  seen[60] = attribute; seen[61] = value;
-  return function != (void *)(uintptr_t)0xfedcba987654ull;
-}
-int cuModuleUnload(void *module) { seen[62] = (uint64_t)(uintptr_t)module; return 0; }
-int cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,
-                   unsigned bz, unsigned shared, void *stream, void **values, void **extra) {
-  uint64_t given[9] = {gx, gy, gz, bx, by, bz, shared, (uint64_t)(uintptr_t)stream,
-                       (uint64_t)(uintptr_t)extra};
-  memcpy(seen, given, sizeof given);
-  for (int i = 0; i < 5; ++i) seen[10 + i] = *(uint64_t *)values[i];
-  for (int i = 5; i < 8; ++i) seen[10 + i] = *(int32_t *)values[i];
-  return function != (void *)(uintptr_t)0xfedcba987654ull;
-}
-"""
+SOURCE = Path(__file__).parents[1] / "fake_cuda.c"
 
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
     if shutil.which("gcc") is None:
         pytest.skip("needs gcc")
-    folder = tmp_path_factory.mktemp("driver")
-    (folder / "driver.c").write_text(SOURCE)
-    path = folder / "libcuda.so.1"
-    subprocess.run(["gcc", "-shared", "-fPIC", folder / "driver.c", "-o", path], check=True)
+    path = tmp_path_factory.mktemp("driver") / "libcuda.so.1"
+    subprocess.run(["gcc", "-shared", "-fPIC", SOURCE, "-o", path], check=True)
     return path
 
 
@@ -84,7 +48,7 @@ def test_a_launch_reaches_the_driver_as_c_declares_it(seen, library):
     assert list(seen[:9]) == [2**31 - 1, 1, 1, 96, 1, 1, 1024, (1 << 44) + 8, 0]
     assert list(seen[10:15]) == [1 << 40, 2**64 - 16, 3, 4, 5]
     assert list(seen[15:18]) == [2**64 - 7, 2**31 - 1, 0]
-    assert (ctypes.c_char * 64).in_dll(ctypes.CDLL(str(library)), "name").value == b"_decode"
+    assert (ctypes.c_char * 64).in_dll(ctypes.CDLL(str(library)), "kernel").value == b"_decode"
     kernel.close()
     assert seen[62] == 0x123456789ABC
     seen[62] = 0
