@@ -56,21 +56,40 @@ def report_lines(report: Mapping[str, Any] | None) -> list[str]:
         return [row("verified", "never")]
     state = "passed" if report["passed"] else "NOT PASSED"
     chance = ", with random weights" if report.get("random") else ""
-    seen = f"{report['windows']} windows ({report['source']})"
-    shift, scores, metric = report["shift"], report["score_change"], report["metric"]
+    seen = f"{_seen(report)} ({report['source']})"
+    scores, metric = report["score_change"], report["metric"]
     lines = [
         row("verified", f"{state}, beside {report['reference']} on {seen}{chance}"),
-        row(
-            "shift",
-            f"of {shift['joints']} joints: median {_pixels(shift['median'])}, p95 "
-            f"{_pixels(shift['p95'])}, max {_pixels(shift['largest'])} px; "
-            f"{100 * shift['moved']:.2f} % moved over 2 px",
-        ),
+        _overlap(report["overlap"]) if "overlap" in report else _shift(report["shift"]),
         row("scores", f"change: median {scores['median']}, max {scores['largest']}"),
     ]
     if metric:
         lines.append(row(metric["name"], f"{metric['before']:.2f} -> {metric['after']:.2f}"))
     return lines + [row("not passed", reason) for reason in report["reasons"]]
+
+
+def _seen(report: Mapping[str, Any]) -> str:
+    return f"{report['frames']} frames" if "frames" in report else f"{report['windows']} windows"
+
+
+def _shift(shift: Mapping[str, Any]) -> str:
+    """How far joints have moved."""
+    return row(
+        "shift",
+        f"of {shift['joints']} joints: median {_pixels(shift['median'])}, p95 "
+        f"{_pixels(shift['p95'])}, max {_pixels(shift['largest'])} px; "
+        f"{100 * shift['moved']:.2f} % moved over 2 px",
+    )
+
+
+def _overlap(overlap: Mapping[str, Any]) -> str:
+    """How much boxes are the same."""
+    return row(
+        "overlap",
+        f"of {overlap['boxes']} boxes: median {overlap['median']}, p5 {overlap['p5']}; "
+        f"{100 * overlap['found']:.1f} % are found, {100 * overlap['own']:.1f} % of the engine's "
+        "own are the reference's",
+    )
 
 
 def _pixels(value: float | None) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 
 from fastpose.engines import source
 from fastpose.engines.bundle import check_bundle_name, find_built, write_bundle
-from fastpose.engines.engine import Engine, Graph, Request, check_threads
+from fastpose.engines.engine import BuiltGraph, Engine, Graph, Request, check_threads
 from fastpose.engines.manifest import (
     DetectorManifest,
     Manifest,
@@ -76,7 +76,7 @@ def open_graph(
     device: str = "auto",
     precision: str = "f32",
     threads: int | None = None,
-) -> Graph:
+) -> BuiltGraph:
     """Open any ONNX file, such as a detector or somebody else's network.
 
     Args:
@@ -152,7 +152,7 @@ def open_detector_bundle(
     device: str = "auto",
     precision: str = "auto",
     threads: int | None = None,
-) -> tuple[DetectorManifest, Graph, Graph]:
+) -> tuple[DetectorManifest, BuiltGraph, BuiltGraph]:
     """Open what `fastpose.build_detector` wrote.
 
     Args:
@@ -171,7 +171,7 @@ def open_detector_bundle(
         raise EngineError(f"{path}: the bundle of a pose network, which `--engine {path}` takes")
     place = _checked_place(manifest, path, kind, device, precision)
     files = (path.parent / manifest.graphs[0], path.parent / manifest.graphs[1])
-    first, second = open_pair(files, manifest.kind, place, manifest.precision, threads)
+    first, second = open_pair(files, manifest.kind, place, manifest.precision_asked, threads)
     found = joint_precision(first, second)
     if found != manifest.precision:
         first.close()
@@ -206,7 +206,7 @@ def _open_halves(
 
 def open_pair(
     files: tuple[Path, Path], kind: str, device: str, precision: str, threads: int | None
-) -> tuple[Graph, Graph]:
+) -> tuple[BuiltGraph, BuiltGraph]:
     """Open two graphs, or none; the rest is as in `open_graph`."""
     proposer, head = files
     first = open_graph(proposer, kind=kind, device=device, precision=precision, threads=threads)

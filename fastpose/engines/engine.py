@@ -52,6 +52,19 @@ class Graph(Protocol):
         """Free the runtime's memory."""
 
 
+class BuiltGraph(Graph, Protocol):
+    """A graph that also tells what the manifest of a bundle says.
+
+    Attributes:
+        place: the device in the runtime's own words.
+        versions, layers: as in `Description`.
+    """
+
+    place: str
+    versions: dict[str, str]
+    layers: dict[str, int]
+
+
 class Engine(Protocol):
     """A pose network in a runtime: windows in, results out.
 

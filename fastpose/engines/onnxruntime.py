@@ -98,15 +98,17 @@ class Place:
 
 
 class ONNXRuntimeGraph:
-    """Any ONNX graph, with the shapes it has; see `engine.Graph`."""
+    """Any ONNX graph, with the shapes it has; see `engine.BuiltGraph`."""
 
     kind = "onnxruntime"
+    versions = versions_of(onnxruntime=ort.__version__)
 
     def __init__(self, path: Path, device: str, precision: str, threads: int | None) -> None:
         place = Place.parse(device)
         if precision != "f32":
             raise BackendError(f"precision {precision!r} cannot run in onnxruntime on {place}")
-        self._path, self.precision = path, precision
+        self._path, self.precision, self.place = path, precision, str(place)
+        self.layers: dict[str, int] = {}  # the runtime does not tell
         self._session: ort.InferenceSession | None = _open(path, place, threads, {})
         self.inputs = _ports(path, self._session.get_inputs())
         self.outputs = _ports(path, self._session.get_outputs())

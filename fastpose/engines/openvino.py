@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+import re
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -47,6 +48,7 @@ from fastpose.errors import BackendError, EngineError
 VERSION = ov.__version__.partition("-")[0]
 CAPABILITIES = {"FP32": "f32", "BF16": "bf16", "FP16": "f16", "INT8": "int8"}
 INTEGERS = {"u8": "int8", "i8": "int8"}  # activations behind a ReLU have no sign
+NUMBERED = re.compile(r"[A-Z]\w*_\d+")  # names that OpenVINO gives to nodes that have none
 QUANTISED = ".xml"  # OpenVINO's own format, which has int8 models alone; weights lie in a .bin
 FRONT_END_FAILURES = (  # none of which is a RuntimeError
     GeneralFailure,
@@ -68,20 +70,24 @@ def capabilities() -> dict[str, list[str]]:
 
 
 class OpenVINOGraph:
-    """Any ONNX graph, with the shapes it has; see `engine.Graph`."""
+    """Any ONNX graph, or model of OpenVINO's own, as it is; see `engine.BuiltGraph`."""
 
     kind = "openvino"
+    versions = versions_of(openvino=VERSION)
 
     def __init__(self, path: Path, device: str, precision: str, threads: int | None) -> None:
         model = _read(path)
-        device = _device(device)
-        if precision == "int8" or precision not in _offered(device):
+        self.place = device = _device(device)
+        quantised = path.suffix == QUANTISED
+        if quantised != (precision == "int8") or precision not in _offered(device):
             raise BackendError(f"precision {precision!r} cannot run in openvino on {device}")
         self.inputs, self.outputs = _ports(path, model.inputs), _ports(path, model.outputs)
         self._path = path
-        compiled = _compile(path, model, device, precision, threads)
+        floats = _beside_int8(device) if quantised else precision
+        compiled = _compile(path, model, device, floats, threads)
         self._request = compiled.create_infer_request()
-        self.precision = most_of(count_layers(compiled), precision)
+        self.layers = count_layers(compiled)
+        self.precision = most_of(self.layers, precision)
 
     def __call__(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """See `engine.Graph`."""
@@ -341,7 +347,12 @@ def _float_precision(request: Request, device: str) -> str:
         )
     if "int8" not in offered:
         raise BackendError(f"precision 'int8' cannot run in openvino on {device}")
-    return "bf16" if "bf16" in offered else "f32"
+    return _beside_int8(device)
+
+
+def _beside_int8(device: str) -> str:
+    """The precision of what a quantised model leaves in float."""
+    return "bf16" if "bf16" in _offered(device) else "f32"
 
 
 def _device(name: str) -> str:
@@ -391,12 +402,32 @@ def build(job: Job, out: Path) -> list[Path]:
         copyfile(graph, out)
         return [out]
     job.tell("calibrate")
+    return quantize_graph(graph, [windows[i : i + 1] for i in range(len(windows))], out)
+
+
+def quantize_graph(
+    graph: Path, samples: Sequence[npt.NDArray[np.float32]], out: Path, **depths: int
+) -> list[Path]:
+    """Write a graph of one input in int8; see `quantize_openvino`.
+
+    Args:
+        graph: ONNX, float32.
+        samples: as there, like the errors.
+        out: the file, ending in .xml.
+        **depths: `stem` and `head` of there.
+
+    Returns:
+        `out` and the file of its weights.
+    """
     model = _read(graph)
     fold = Manager()
     fold.register_pass(ConstantFolding())  # weights are stored in half with a Convert behind them
     fold.run_passes(model)
-    quantised = quantize_openvino(model, windows)
+    quantised = quantize_openvino(model, samples, **depths)
     del quantised.rt_info["nncf"]
+    for index, node in enumerate(quantised.get_ordered_ops()):
+        if NUMBERED.fullmatch(node.get_friendly_name()):  # by all models that the process has seen
+            node.set_friendly_name(f"{node.get_type_name()}_{index}")
     try:
         ov.save_model(quantised, out, compress_to_fp16=False)
     except RuntimeError as error:

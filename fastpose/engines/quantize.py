@@ -13,7 +13,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -48,14 +48,18 @@ def calibration_windows(job: Job) -> Floats:
     return job.calibration
 
 
-def quantize_openvino(model: Any, windows: Floats) -> Any:
+def quantize_openvino(
+    model: Any, samples: Sequence[Floats], *, stem: int = STEM_DEPTH, head: int = HEAD_DEPTH
+) -> Any:
     """An OpenVINO model with the ranges of its layers in it, by NNCF.
 
-    The same windows give the same model.
+    The same samples give the same model.
 
     Args:
-        model: an `openvino.Model` with float32 weights.
-        windows: [N, 3, h, w] float32, of real pictures.
+        model: an `openvino.Model` with float32 weights and one input.
+        samples: what that input is given, one entry a run, of real pictures.
+        stem: how many layers with weights stay float from the input on.
+        head: how many do up to the results.
 
     Raises:
         BackendError: NNCF is not installed.
@@ -69,14 +73,16 @@ def quantize_openvino(model: Any, windows: Floats) -> Any:
         for source in node.inputs()
     ]
     scope = nncf.IgnoredScope(
-        names=sorted(float_nodes(nodes, edges)), types=list(OPENVINO_CARRIED), validate=False
+        names=sorted(float_nodes(nodes, edges, stem, head)),
+        types=list(OPENVINO_CARRIED),
+        validate=False,
     )
     with _quiet("nncf"):
         try:
             return nncf.quantize(
                 model,
-                nncf.Dataset([windows[index : index + 1] for index in range(len(windows))]),
-                subset_size=len(windows),
+                nncf.Dataset(list(samples)),
+                subset_size=len(samples),
                 preset=nncf.QuantizationPreset.MIXED,
                 fast_bias_correction=False,
                 ignored_scope=scope,
@@ -133,12 +139,19 @@ def modelopt_onnx(job: Job, graph: Path, out: Path) -> Path:
     return out
 
 
-def float_nodes(nodes: Mapping[str, str], edges: Iterable[tuple[str, str]]) -> set[str]:
+def float_nodes(
+    nodes: Mapping[str, str],
+    edges: Iterable[tuple[str, str]],
+    stem: int = STEM_DEPTH,
+    head: int = HEAD_DEPTH,
+) -> set[str]:
     """The nodes that stay float because they are near the graph's input or its results.
 
     Args:
         nodes: type by name, as OpenVINO or ONNX call it.
         edges: (from, to) by name; what no edge leads to is an input or a constant.
+        stem: how many nodes with weights are near the input.
+        head: how many are near the results.
     """
     after: dict[str, list[str]] = {name: [] for name in nodes}
     before: dict[str, list[str]] = {name: [] for name in nodes}
