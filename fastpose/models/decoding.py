@@ -149,12 +149,11 @@ class Decode(nn.Module):
 
 def check_decodable(spec: ModelSpec) -> None:
     """Raise ModelError unless `Decode` can find the joints of that network."""
-    reasons = {
+    reason = {
         "parts": "its parts are placed together, along a tree",
         "cascade": "its fine maps lie in windows",
-    }
-    reason = reasons.get(spec.output)
-    if len(spec.views) > 1 or spec.enlarge > 1:
+    }.get(spec.output)
+    if reason is None and (len(spec.views) > 1 or spec.enlarge > 1):
         reason = "its maps are enlarged, and those of several views joined, before a peak is sought"
     if reason:
         raise ModelError(f"{spec.name}: its joints cannot be found inside the graph: {reason}")
