@@ -25,6 +25,7 @@ from fastpose.types import Boxes, Floats
 
 SURE = 0.5  # score from which a box counts
 SAME = 0.9  # intersection over union from which two boxes are one
+TOUCHING = 1e-6  # and from which they have anything in common
 
 
 @dataclass(frozen=True)
@@ -238,12 +239,14 @@ def _counterparts(boxes: Boxes, others: Boxes) -> tuple[Floats, Floats, Floats]:
     sure = sure[boxes.scores[sure] >= SURE]
     table, _ = overlaps(boxes.boxes[sure], others.boxes)
     shared, scores = np.zeros(len(sure), np.float32), np.zeros(len(sure), np.float32)
-    for row in range(min(table.shape)):
-        same = table[row] >= SAME
-        best = int((np.where(same, 1 + others.scores, table[row])).argmax())
-        shared[row] = max(table[row, best], 0)
-        scores[row] = others.scores[best] if shared[row] else 0
-        table[:, best] = -1  # it goes with one alone
+    # those that are the same first, so that who was lost takes nobody else's
+    for least, ranks in ((SAME, np.broadcast_to(others.scores, table.shape)), (TOUCHING, table)):
+        for row in np.flatnonzero(shared == 0):
+            free = np.flatnonzero(table[row] >= least)
+            if len(free):
+                best = free[ranks[row, free].argmax()]
+                shared[row], scores[row] = table[row, best], others.scores[best]
+                table[:, best] = -1  # it goes with one alone
     return shared, boxes.scores[sure], scores
 
 
