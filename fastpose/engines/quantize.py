@@ -150,8 +150,8 @@ def float_nodes(
     Args:
         nodes: type by name, as OpenVINO or ONNX call it.
         edges: (from, to) by name; what no edge leads to is an input or a constant.
-        stem: how many nodes with weights are near the input.
-        head: how many are near the results.
+        stem: how many nodes with weights are near the input, at most a quarter of its depth.
+        head: how many are near the results, at most as many.
     """
     after: dict[str, list[str]] = {name: [] for name in nodes}
     before: dict[str, list[str]] = {name: [] for name in nodes}
@@ -163,8 +163,8 @@ def float_nodes(
     inputs = [name for name, kind in nodes.items() if kind == "Parameter"]
     results = [name for name, kind in nodes.items() if kind == "Result"]
     most = _depth(results, before, weighted) // 4
-    return _near(inputs, after, weighted, min(STEM_DEPTH, most)) | _near(
-        results, before, weighted, min(HEAD_DEPTH, most)
+    return _near(inputs, after, weighted, min(stem, most)) | _near(
+        results, before, weighted, min(head, most)
     )
 
 
