@@ -18,10 +18,16 @@ from fastpose.conformance.subject import NEAR, Failed, Skipped, Subject, answer,
 from fastpose.engines import Manifest, load_engine, runtime_module, source
 from fastpose.engines.manifest import file_hash
 from fastpose.engines.verify import reference_engine
-from fastpose.errors import BackendError, EngineError, FastposeError
+from fastpose.errors import BackendError, EngineError
 
 ELSEWHERE = "nowhere:7"  # no runtime has such a device
 CUTS = (0.0, 0.25, 0.5, 0.75)  # of a file, what is left of it
+RUNS, REFUSED, SEVERAL, RAISES = OUTCOMES = (
+    "is loaded and runs",
+    "is refused in one line",
+    "is refused in several",
+    "raises",
+)
 PATIENCE = 1800.0  # seconds for a process that builds or loads
 
 
@@ -114,41 +120,40 @@ def damage_unnoticed(subject: Subject) -> str:
     """A cut file that the manifest vouches for is refused by the runtime, which lives on."""
     path = subject.need_bundle()
     built = Manifest.load(path)
-    cases: dict[str, str] = {}  # what was done, by the manifest
+    cases = {str(_changed(subject, "whole")): "the whole bundle"}  # what was done, by the manifest
     for name in built.files:
         content = (path.parent / name).read_bytes()
         for cut in CUTS:
             case = _changed(subject, f"cut-{len(cases)}")
             (case.parent / name).write_bytes(content[: int(cut * len(content))])
-            hashes = {**built.files, name: file_hash(case.parent / name)}
-            edit(case, files=hashes)
+            edit(case, files={**built.files, name: file_hash(case.parent / name)})
             cases[str(case)] = f"{name} cut to {100 * cut:.0f} %"
     code = "import sys; from fastpose.conformance.bundles import load_each; load_each(sys.argv[1:])"
     done = _python(code, *cases)
-    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    for what, line in zip(cases.values(), lines, strict=False):
-        if not line["refused"]:
-            raise Failed(f"{what}: {line['text']}")
-    if len(lines) < len(cases):
-        what = list(cases.values())[len(lines)]
+    found = [line for line in done.stdout.splitlines() if line.startswith(OUTCOMES)]
+    for what, line in zip(cases.values(), found, strict=False):
+        wanted = RUNS if what == "the whole bundle" else REFUSED
+        if not line.startswith(wanted):
+            raise Failed(f"{what}: {line}")
+    if len(found) < len(cases):
+        what = list(cases.values())[len(found)]
         raise Failed(f"{what}: the process ended with {done.returncode}: {_last(done.stderr)}")
-    return f"{len(cases)} cuts, each an error of one line in a living process"
+    return f"{len(cases) - 1} cuts, each an error of one line in a living process"
 
 
 def load_each(paths: list[str]) -> None:
-    """Load and run bundles one after the other, printing a line of JSON behind each."""
+    """Load and run bundles one after the other, printing a line behind each."""
     for path in paths:
-        line: dict[str, Any] = {"refused": False, "text": "was loaded and run"}
         try:
             engine = load_engine(path)
             engine.run(1)
             engine.close()
-        except FastposeError as error:
-            text = str(error)
-            line = {"refused": "\n" not in text, "text": f"more than one line: {text}"}
+            line = RUNS
+        except EngineError as error:
+            line = f"{SEVERAL if chr(10) in str(error) else REFUSED}: {error}"
         except Exception as error:
-            line["text"] = f"raised {type(error).__name__}: {error}"
-        sys.stdout.write(f"{json.dumps(line)}\n")
+            line = f"{RAISES} {type(error).__name__}: {error}"
+        sys.stdout.write(" ".join(line.splitlines()) + "\n")
         sys.stdout.flush()
 
 

@@ -350,6 +350,13 @@ SLOW = {"building twice"}  # where a build takes many seconds
             ON_DISK | {"throughput mode", "other memory"},
             marks=pytest.mark.gpu,
         ),
+        pytest.param(
+            "torch",
+            "f32",
+            {"device": "cuda", "options": Options(compile="aot")},
+            {"refit", "throughput mode", "other memory"},
+            marks=pytest.mark.gpu,
+        ),
         pytest.param("tensorrt", "f32", {}, {"throughput mode"}, marks=pytest.mark.tensorrt),
         pytest.param("tensorrt", "f16", {}, {"throughput mode"}, marks=pytest.mark.tensorrt),
     ],
@@ -357,9 +364,10 @@ SLOW = {"building twice"}  # where a build takes many seconds
 def test_every_engine_passes(
     place, folder_of_calm, tmp_path, monkeypatch, kind, precision, given, skipped
 ):
-    if kind != "onnxruntime":
+    if kind == "onnxruntime":
+        place(CHILD.format(folder=str(folder_of_calm)))
+    else:
         skip(*SLOW, monkeypatch=monkeypatch)
-    place(CHILD.format(folder=str(folder_of_calm)))
     told: list[str] = []
     report = run_conformance(
         kind,
@@ -467,9 +475,9 @@ def test_a_manifest_that_says_something_else_is_found(place, tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        ("raise RuntimeError('of the runtime')", "raised RuntimeError: of the runtime"),
+        ("raise RuntimeError('of the runtime')", "raises RuntimeError: of the runtime"),
         ("os.kill(os.getpid(), signal.SIGSEGV)", "the process ended with -11"),
-        ("raise EngineError('one\\ntwo')", "more than one line: one"),
+        ("raise EngineError('one\\ntwo')", "is refused in several: one two"),
     ],
 )
 def test_a_runtime_that_dies_of_a_damaged_file_is_found(place, tmp_path, fault, words):
@@ -477,13 +485,21 @@ def test_a_runtime_that_dies_of_a_damaged_file_is_found(place, tmp_path, fault, 
         "import os, signal\n"
         "from fastpose.errors import EngineError\n"
         "from fastpose.engines import onnxruntime\n"
-        "def fail(*_):\n"
+        "kept = onnxruntime._open\n"
+        "def fail(path, *given):\n"
+        "    if path.stat().st_size > 5000: return kept(path, *given)\n"
         f"    {fault}\n"
         "onnxruntime._open = fail"
     )
     report = at_disk(tmp_path, "damage unnoticed")
     assert outcomes(report, "failed") == {"damage unnoticed"}, report.rows
     assert report.rows[-1].detail.startswith(f"engine.onnx cut to 0 %: {words}")
+
+
+def test_a_process_that_refuses_everything_proves_nothing(place, tmp_path):
+    place("import sys\nsys.modules['onnxruntime'] = None")
+    report = at_disk(tmp_path, "damage unnoticed")
+    assert "the whole bundle: raises BackendError: engine 'onnxruntime'" in report.rows[-1].detail
 
 
 def test_builders_that_do_not_find_each_other_are_found(place, folder_of_calm, tmp_path):
