@@ -443,6 +443,19 @@ def test_without_torch_and_triton():
     assert done.stdout.split()[0] == 13 * "."
 
 
+def test_predict_needs_numpy_pycuda_and_tensorrt_alone(tmp_path):
+    program = Path(__file__).with_name("without_torch.py")
+    done = subprocess.run(
+        [sys.executable, program, tmp_path],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-2000:]
+    assert "predicted 14 joints twice" in done.stdout
+
+
 # On a GPU
 
 
