@@ -48,7 +48,7 @@ from fastpose.errors import BackendError, EngineError
 VERSION = ov.__version__.partition("-")[0]
 CAPABILITIES = {"FP32": "f32", "BF16": "bf16", "FP16": "f16", "INT8": "int8"}
 INTEGERS = {"u8": "int8", "i8": "int8"}  # activations behind a ReLU have no sign
-NUMBERED = re.compile(r"[A-Z]\w*_\d+")  # names that OpenVINO gives to nodes that have none
+NUMBERED = re.compile(r"[A-Z]\w*_\d+(/.*)?")  # names that OpenVINO gives to nodes that have none
 QUANTISED = ".xml"  # OpenVINO's own format, which has int8 models alone; weights lie in a .bin
 FRONT_END_FAILURES = (  # none of which is a RuntimeError
     GeneralFailure,
