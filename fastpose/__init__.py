@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fastpose import errors, ops
     from fastpose.bundles import build_engine, verify_engine
+    from fastpose.detectors import build_detector
     from fastpose.engines import Options, load_engine
     from fastpose.models import create, list_detectors, list_models
     from fastpose.pose import Pose
@@ -25,6 +26,7 @@ __all__ = [
     "People",
     "Pose",
     "Skeleton",
+    "build_detector",
     "build_engine",
     "create",
     "errors",
@@ -42,6 +44,7 @@ _HOMES = {
     "People": "fastpose.types",
     "Pose": "fastpose.pose",
     "Skeleton": "fastpose.skeleton",
+    "build_detector": "fastpose.detectors",
     "build_engine": "fastpose.bundles",
     "create": "fastpose.models",
     "list_detectors": "fastpose.models",

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from shutil import copyfile
 from typing import Any
@@ -16,8 +14,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastpose.datasets import KINDS as DATA
-from fastpose.datasets import BoxData, open_data, read_image
 from fastpose.detect.fpn import TwoStageDetector
 from fastpose.engines import (
     DetectorManifest,
@@ -38,25 +34,21 @@ from fastpose.engines.bundle import (
     write_bundle,
 )
 from fastpose.engines.engine import PRECISIONS
-from fastpose.engines.manifest import file_hash
 from fastpose.engines.options import Options
 from fastpose.engines.source import HALVES
 from fastpose.engines.verify import reference_halves
-from fastpose.engines.verify_detector import BoxTruth, BoxVerification, verify_detector
-from fastpose.errors import BackendError, DataError, EngineError, FrameError
-from fastpose.evaluate import FLOOR, evaluate_boxes
-from fastpose.fixtures import BUILT_IN, built_in_pictures, spread
-from fastpose.frames import picture_files, read_picture
+from fastpose.engines.verify_detector import BoxVerification, verify_detector
+from fastpose.errors import BackendError, DataError, EngineError
+from fastpose.evaluate import FLOOR
+from fastpose.fixtures import Scenes, scenes
 from fastpose.models import detector_spec
 from fastpose.models.spec import DetectorSpec
-from fastpose.types import Boxes
 
 KINDS = ("openvino", "onnxruntime")  # that a detector is built for
 CALIBRATION_PICTURES = 64  # a detector's input is large, and each picture gives many boxes
 VERIFIED_PICTURES = 64
-# Layers with weights that int8 leaves in float: those next to the pixels, and those next to results
-# that are read finely. What the head is given are features, of which no pixel is one.
-DEPTHS: dict[str, dict[str, int]] = {"rpn": {"stem": 1, "head": 1}, "head": {"stem": 0, "head": 1}}
+# of each half, up to its results: int8 leaves so many layers with weights in float
+FLOAT_HEAD = 1  # with 2, as in pose networks, most of the proposals' layers were
 BLANK = 64  # side of the frame that shows that it runs
 
 Image = npt.NDArray[np.uint8]
@@ -180,7 +172,7 @@ class _Work:
     precision: str
     device: str
     weights: Path | None
-    pictures: _Pictures | None
+    pictures: Scenes | None
     images: str | Path | None
     allow: bool
     threads: int | None
@@ -202,7 +194,7 @@ class _Work:
     @property
     def calibration(self) -> str:
         """See `Manifest`."""
-        return self.pictures.hash if self.pictures else ""
+        return self.pictures.hash if self.pictures is not None else ""
 
     def write(self, path: Path) -> Path:
         """See `write_bundle`."""
@@ -273,7 +265,7 @@ class _Work:
         graphs = open_pair(halves, self.kind, self.device, "f32", self.threads)
         recorders = [_Recorder(graph) for graph in graphs]
         with closing(TwoStageDetector(self.spec, *recorders, score=self.spec.score)) as detector:
-            for frame in self.pictures.frames():
+            for frame in self.pictures:
                 detector([frame])
         if not recorders[1].samples:
             raise DataError(
@@ -285,7 +277,7 @@ class _Work:
         mains, others = [], []
         for graph, half, recorder in zip(halves, HALVES, recorders, strict=True):
             out = _half(target, half).with_suffix(".xml")
-            main, *rest = quantize(graph, recorder.samples, out, **DEPTHS[half])
+            main, *rest = quantize(graph, recorder.samples, out, head=FLOAT_HEAD)
             mains.append(main)
             others += rest
         return [*mains, *others]
@@ -308,84 +300,7 @@ class _Recorder:
         self._graph.close()
 
 
-@dataclass(frozen=True)
-class _Pictures:
-    """Pictures of a folder, or those of an annotated set.
-
-    Attributes:
-        name: of the folder or set.
-        files: at least one.
-        data: the set, where it is annotated with boxes.
-    """
-
-    name: str
-    files: tuple[Path, ...]
-    data: BoxData | None = None
-
-    @property
-    def hash(self) -> str:
-        """SHA-256 of the files."""
-        return hashlib.sha256("".join(map(file_hash, self.files)).encode()).hexdigest()
-
-    @property
-    def truth(self) -> BoxTruth | None:
-        """The first metric of an annotated set, in percent, of the boxes of all its pictures."""
-        return partial(_first_metric, self.data) if self.data else None
-
-    def frames(self) -> Iterator[Image]:
-        """Each picture, [H, W, 3] uint8 BGR; of a folder, each that can be read.
-
-        Raises:
-            DataError: none can, or one of an annotated set cannot.
-        """
-        if self.data is not None:
-            yield from (read_image(file) for file in self.files)
-            return
-        faults: list[FrameError] = []
-        for file in self.files:
-            try:
-                yield read_picture(file)
-            except FrameError as error:
-                faults.append(error)
-        if len(faults) == len(self.files):
-            raise DataError(f"{self.name}: no picture can be read; the first: {faults[0]}")
-        if faults:
-            warnings.warn(
-                f"{self.name}: {len(faults)} of {len(self.files)} pictures are left out; the "
-                f"first: {faults[0]}",
-                UserWarning,
-                stacklevel=2,
-            )
-
-
-def _first_metric(data: BoxData, found: Sequence[Boxes]) -> tuple[str, float]:
-    name, value = next(iter(evaluate_boxes(data, found).metrics.items()))
-    return name, 100 * value
-
-
-def _pictures(given: str | Path | None, limit: int) -> _Pictures:
-    """What is named: None is the built-in pictures, KIND:PATH an annotated set, or a folder.
-
-    Raises:
-        DataError: it has no pictures.
-    """
-    if given is None:
-        return _Pictures(BUILT_IN, tuple(file for file, _ in built_in_pictures()))
-    if str(given).partition(":")[0] in DATA and not Path(given).exists():
-        data = open_data(str(given)).head(limit)
-        files = tuple(dict.fromkeys(sample.image for sample in data.samples))
-        if not files:
-            raise DataError(f"{given}: the {data.split} split has no pictures")
-        return _Pictures(data.name, files, data if isinstance(data, BoxData) else None)
-    folder = Path(given)
-    found = picture_files(folder.iterdir()) if folder.is_dir() else []
-    if not found:
-        what = "has no picture" if folder.is_dir() else "no such folder of pictures"
-        raise DataError(f"{folder}: {what}")
-    return _Pictures(folder.resolve().name, tuple(spread(found, limit)))
-
-
-def _calibration(precision: str, given: str | Path | None) -> _Pictures | None:
+def _calibration(precision: str, given: str | Path | None) -> Scenes | None:
     """The pictures for int8, None for the others.
 
     Raises:
@@ -401,7 +316,7 @@ def _calibration(precision: str, given: str | Path | None) -> _Pictures | None:
             "int8 is calibrated with pictures such as the detector will see: give their folder as "
             "calibration"
         )
-    return _pictures(given, CALIBRATION_PICTURES)
+    return scenes(given, limit=CALIBRATION_PICTURES)
 
 
 def _runtime(engine: str, precision: str) -> str:
@@ -460,7 +375,7 @@ def _verify(
     limit: int,
     threads: int | None,
 ) -> BoxVerification:
-    manifest, pictures = built.manifest, _pictures(images, limit)
+    manifest, pictures = built.manifest, scenes(images, limit=limit)
     spec = detector_spec(manifest.name)
     graphs = reference_halves(
         spec, manifest.weights_hash, kind=manifest.kind, weights=weights, threads=threads
@@ -469,7 +384,7 @@ def _verify(
         return verify_detector(
             reference,
             built.detector,
-            pictures.frames(),
+            pictures,
             source=pictures.name,
             precision=manifest.precision_asked,
             layers=manifest.layers,
