@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,8 @@ BF16_OPSET = 22  # the first whose convolutions and poolings may be bfloat16
 SEED = 0  # of random weights
 NO_OPTIONS = Options()
 
+Module = TypeVar("Module", bound=nn.Module)
+
 
 def random_network(name: str) -> nn.Module:
     """The registered network with the same random weights every time."""
@@ -52,7 +54,7 @@ def _seeded() -> Iterator[None]:
         yield
 
 
-def fold_batch_norm(module: nn.Module, image: Tensor) -> nn.Module:
+def fold_batch_norm(module: Module, image: Tensor) -> Module:
     """A copy, in eval mode, whose convolutions have taken in the batch norms behind them.
 
     A pair is folded where the convolution's result goes to that norm alone and both are used once,
@@ -256,7 +258,7 @@ def predictor(
     spec: ModelSpec,
     options: Options = NO_OPTIONS,
     precision: str = "f32",
-) -> nn.Module:
+) -> Predictor:
     """What every runtime runs of a pose network, batch norm folded.
 
     Args:

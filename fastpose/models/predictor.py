@@ -54,29 +54,32 @@ class Predictor(nn.Module):
         """
         if self.mirror is not None:
             image = torch.cat((image, image.flip(3)))
-        results = self._results(image)
-        if isinstance(results, Tensor):
-            results = results.float()
+        results = self._joined(self.maps(image))
         if self.mirror is not None:
             results = self.mirror(results)
         return results if self.decode is None else self.decode(results)
 
-    def _results(self, image: Tensor) -> Any:
+    def maps(self, image: Tensor) -> list[Any]:
+        """What the network says, of the stage that is asked for, or of each that is joined."""
         if self.stages == "last":
-            return self.network.predict(image)
+            return [self.network.predict(image)]
         maps = self._stage_maps(image)
+        if self.stages in ("sum", "mean"):
+            return list(maps)
+        number = int(self.stages)
+        if number > len(maps):
+            raise ModelError(
+                f"{self.name}: stages must be a number from 1 to {len(maps)}, got {number}"
+            )
+        return [maps[number - 1]]
+
+    def _joined(self, maps: list[Any]) -> Any:
         if self.stages not in ("sum", "mean"):
-            number = int(self.stages)
-            if number > len(maps):
-                raise ModelError(
-                    f"{self.name}: stages must be a number from 1 to {len(maps)}, got {number}"
-                )
-            return maps[number - 1]
+            (results,) = maps
+            return results.float() if isinstance(results, Tensor) else results
         if len({stage.shape[1:] for stage in maps}) > 1:
             raise ModelError(f"{self.name}: its stages have maps of several sizes")
-        total = maps[0].float()
-        for stage in maps[1:]:
-            total = total + stage.float()
+        total = sum((stage.float() for stage in maps[1:]), maps[0].float())
         return total / len(maps) if self.stages == "mean" else total
 
     def _stage_maps(self, image: Tensor) -> list[Tensor]:

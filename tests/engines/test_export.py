@@ -391,20 +391,28 @@ SYSTEMS = {
 LONG = ("structured-flic", "tompson-flic", "adversarial-lsp")
 
 
-@pytest.fixture(params=SYSTEMS)
-def system(request, monkeypatch):
-    """Spec, network, three windows and its float32 results."""
-    monkeypatch.setitem(cpn.BLOCKS, 50, (1, 1, 1, 1))
-    monkeypatch.setattr(pbn, "DEPTH", 1)
-    size, kwargs = SYSTEMS[request.param]
-    spec = model_spec(request.param)
+def small_system(name):
+    size, kwargs = SYSTEMS[name]
+    spec = model_spec(name)
     spec = replace(spec, size=size, kwargs=spec.kwargs | kwargs)
     module, _, builder = spec.network.partition(":")
     maps = len(spec.joints) // spec.peaks
     network = getattr(import_module(f"fastpose.models.{module}"), builder)(maps, **spec.kwargs)
     seed_weights(network)
-    network.eval()
-    image = 2 * uniform("picture", (3, 3, *size)) - 1
+    return spec, network.eval()
+
+
+@pytest.fixture(autouse=True)
+def _shallow(monkeypatch):
+    monkeypatch.setitem(cpn.BLOCKS, 50, (1, 1, 1, 1))
+    monkeypatch.setattr(pbn, "DEPTH", 1)
+
+
+@pytest.fixture(params=SYSTEMS)
+def system(request):
+    """Spec, network, three windows and its float32 results."""
+    spec, network = small_system(request.param)
+    image = 2 * uniform("picture", (3, 3, *spec.size)) - 1
     with torch.inference_mode():
         return spec, network, image, network.predict(image).numpy()
 
@@ -454,8 +462,6 @@ def test_bfloat16_is_near(system):
     module = predictor(network, spec, precision="bf16")
     kinds = {parameter.dtype for parameter in module.parameters()}
     assert torch.bfloat16 in kinds
-    if spec.name.startswith(("adversarial", "pbn")):  # norms before their convolutions
-        assert torch.float32 in kinds
     with torch.inference_mode():
         actual = module(image.to(input_type(network, "bf16"))).numpy()
     assert relative_error(actual, expected, spec) < 5e-2
@@ -483,6 +489,23 @@ def test_bfloat16_in_a_graph_is_read_by_openvino(tmp_path):
     near = np.abs(joints[..., :2] - expected).max(axis=2) < 0.2
     assert near.mean() > 0.9
     np.testing.assert_allclose(joints[..., 2], scores, atol=0.03 * scores.max())
+
+
+def test_maps_keep_their_digits_in_bfloat16():
+    module = predictor(make_tiny(), TINY, precision="bf16")
+    wide = {n for n, p in module.named_parameters() if p.dtype == torch.float32}
+    assert wide == {"network.final.weight", "network.final.bias"}
+    module = predictor(make_tiny(), TINY, Options(stages="mean", joints=True), "bf16")
+    wide = {n for n, p in module.named_parameters() if p.dtype == torch.float32}
+    assert wide == {f"network.{at}.{of}" for at in ("coarse", "final") for of in ("weight", "bias")}
+
+
+def test_norms_stay_float32():
+    spec, network = small_system("pbn-lsp")
+    module = predictor(network, spec, precision="f16")
+    for part in module.modules():
+        kind = torch.float32 if isinstance(part, nn.BatchNorm2d) else torch.float16
+        assert {p.dtype for p in part.parameters(recurse=False)} <= {kind}
 
 
 def test_layers_beyond_half_stay_float32():
