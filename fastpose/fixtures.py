@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import warnings
 from collections.abc import Iterator, Sequence
@@ -19,11 +20,12 @@ from fastpose.datasets import (
     BoxData,
     CocoData,
     PoseData,
-    open_boxes,
+    open_data,
     open_poses,
     read_image,
 )
 from fastpose.detect import open_detector
+from fastpose.engines.manifest import file_hash
 from fastpose.errors import DataError, FrameError, ModelError
 from fastpose.evaluate import (
     annotated_boxes,
@@ -180,6 +182,11 @@ class Scenes:
     def __len__(self) -> int:
         return len(self.files)
 
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the files."""
+        return hashlib.sha256("".join(map(file_hash, self.files)).encode()).hexdigest()
+
     def __iter__(self) -> Iterator[npt.NDArray[np.uint8]]:
         """[H, W, 3] uint8 BGR each."""
         return map(read_image, self.files)
@@ -275,8 +282,8 @@ def scenes(source: str | Path | None = None, *, limit: int | None = None) -> Sce
     """Whole pictures with people, for a detector.
 
     Args:
-        source: None takes the built-in pictures; a folder its own; boxes:DIR those of an annotated
-            set, and its truth.
+        source: None takes the built-in pictures; a folder its own; KIND:PATH those of an annotated
+            set, and its truth where it has all people's boxes (boxes:DIR).
         limit: most pictures; None takes 256 of a folder, evenly spread over their names, and all
             of the others.
 
@@ -289,10 +296,11 @@ def scenes(source: str | Path | None = None, *, limit: int | None = None) -> Sce
     if source is None:
         return Scenes(BUILT_IN, tuple(file for file, _ in built_in_pictures())[:limit])
     if _names_set(source):
-        data = open_boxes(str(source)).head(limit)
-        if not data.samples:
+        data = open_data(str(source), "test").head(limit)
+        files = tuple(dict.fromkeys(sample.image for sample in data.samples))
+        if not files:
             raise DataError(f"{source}: the {data.split} split has no picture")
-        return Scenes(data.name, tuple(s.image for s in data.samples), BoxTruth(data))
+        return Scenes(data.name, files, BoxTruth(data) if isinstance(data, BoxData) else None)
     folder = _Folder(Path(source), limit or MOST)
     files = tuple(file for file, _ in folder.read())
     return Scenes(folder.name, files, skipped=folder.finish())
