@@ -90,6 +90,8 @@ def test_every_built_in_picture_has_terms_and_people():
 
 def test_a_scene_can_be_drawn_again():
     path = ROOT / "scripts" / "draw_people.py"
+    if not path.exists():
+        pytest.skip("needs the checkout's scripts")
     script = importlib.util.module_from_spec(
         importlib.util.spec_from_file_location("draw_people", path)
     )
