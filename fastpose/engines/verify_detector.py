@@ -43,8 +43,8 @@ class BoxBounds:
     loss: float
 
 
-# What fpn-light does to 268 boxes of 150 photographs: in bf16 a median of 0.998 and a share of 0.996
-# that are the same, in int8 0.992 and 0.970.
+# Of 268 boxes of fpn-light in 150 photographs, bf16 has a median of 0.998 and 99.6 % that are the
+# same, int8 0.992 and 97.0 %.
 _FLOAT = BoxBounds(0.99, 0.95, BOUNDS["bf16"].loss)
 BOX_BOUNDS = {"f32": _FLOAT, "bf16": _FLOAT, "f16": _FLOAT} | {
     "int8": BoxBounds(0.95, 0.9, BOUNDS["int8"].loss)  # as much wider as for joints
