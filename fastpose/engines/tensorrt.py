@@ -18,9 +18,10 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import tensorrt as trt
 
 from fastpose import ops
@@ -40,11 +41,14 @@ LEVELS = {"ampere": "AMPERE_PLUS", "same-capability": "SAME_COMPUTE_CAPABILITY"}
 AMPERE = (8, 0)  # compute capability
 LEAST_CAPABILITY = {"f32": (0, 0), "bf16": AMPERE, "f16": (5, 3), "int8": (6, 1)}
 FLOATS = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "FP8": "float8"}
+WINDOW_TYPES = ("float32", "float16", "bfloat16")
 ARITHMETIC = ("conv", "gemm", "matrixmultiply", "matmul", "fullyconnected")
 MIB = 1 << 20
 KEPT_LINES = 50  # of the log; a runtime that warns at each run must not fill the memory
 LOG = logging.getLogger(__name__)
 
+Tensor: TypeAlias = tuple[tuple[int | None, ...], str]
+"""Shape and type of an input or output; None is an axis of any length."""
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -167,13 +171,14 @@ class TensorRTEngine(BufferedEngine):
 
     Attributes:
         memory: of the device.
-        window_type, layout: of the windows it takes.
+        window_type: of the windows it takes on the device, "float32", "float16" or "bfloat16"; on
+            the host they are float32.
+        layout: of the windows it takes.
         decoder: the kernel that decodes its heat maps; None where none was compiled with it.
         device, type: those of the windows in torch's words; missing where the memory is another's.
     """
 
     layout = "nchw"
-    window_type = "float32"
 
     def __init__(self, request: Request) -> None:
         assert request.file is not None, "a plan is needed"
@@ -209,7 +214,8 @@ class TensorRTEngine(BufferedEngine):
         if self.memory.kind == "torch":
             import torch
 
-            self.device, self.type = torch.device(self.memory.device), torch.float32
+            self.device = torch.device(self.memory.device)
+            self.type: torch.dtype = getattr(torch, self.window_type)
             self._side: torch.cuda.Stream | None = None
             self._tensors: dict[int, list[torch.Tensor]] = {}
 
@@ -217,10 +223,10 @@ class TensorRTEngine(BufferedEngine):
         """Everything on the device: plan, memory and contexts; the layers by precision."""
         spec, buckets = request.spec, request.buckets
         self._plan = _Plan(path, request.options)
-        ports = self._plan.ports(request)
+        ports, self.window_type = self._plan.ports(request)
         scratch = self._plan.engine.device_memory_size_v2
         self._scratch = self.memory.empty((scratch,), "uint8") if scratch else None
-        self._windows = self.memory.empty((buckets[-1], 3, *spec.size), "float32")
+        self._windows = self.memory.empty((buckets[-1], 3, *spec.size), self.window_type)
         self._found = [
             self.memory.empty((buckets[-1], *shape), "float32") for shape in spec.results
         ]
@@ -238,6 +244,11 @@ class TensorRTEngine(BufferedEngine):
         """Move what the host fills and reads into memory that the device copies by itself."""
         self._images = self.memory.host(self._images.shape, "float32")
         self._images[...] = 0
+        self._rounded = (
+            None
+            if self.window_type == "float32"
+            else self.memory.host(self._images.shape, self.window_type)
+        )
         single = len(self._outputs) == 1
         self._outputs = [self.memory.host(found.shape, "float32") for found in self._found]
         if single:
@@ -247,7 +258,7 @@ class TensorRTEngine(BufferedEngine):
         """See `fastpose.graph.StreamEngine`; the results stay until the next run.
 
         Args:
-            windows: [N, 3, h, w] float32 on `device`, strided or not; N is one of
+            windows: [N, 3, h, w] of `type` on `device`, strided or not; N is one of
                 `manifest.buckets`.
 
         Raises:
@@ -274,7 +285,7 @@ class TensorRTEngine(BufferedEngine):
 
         Args:
             count: one of `manifest.buckets`.
-            windows: address of [count, 3, h, w] float32 on the device, C-contiguous.
+            windows: address of [count, 3, h, w] `window_type` on the device, C-contiguous.
             stream: handle of a CUDA stream; on the default one, 0, TensorRT waits for all others.
 
         Returns:
@@ -297,9 +308,13 @@ class TensorRTEngine(BufferedEngine):
     def _infer(self, count: int) -> None:
         # rows of nothing cost a GPU less than a second run
         size = min(size for size in self._runs if size >= count)
-        windows = self._windows.part(0, (size, *self._windows.shape[1:]), "float32")
+        windows = self._windows.part(0, (size, *self._windows.shape[1:]), self.window_type)
+        given: npt.NDArray[Any] = self._images[:size]
+        if self._rounded is not None:
+            given = self._rounded[:size]
+            _round(self._images[:size], given)
         with self._stream() as stream:
-            self.memory.upload(self._images[:size], windows)
+            self.memory.upload(given, windows)
             found = self.enqueue_at(size, windows.address, stream)
             for there, output in zip(found, self._outputs, strict=True):
                 self.memory.download(there, output[:size])
@@ -327,17 +342,15 @@ class TensorRTEngine(BufferedEngine):
 
     def _checked_windows(self, windows: torch.Tensor) -> int:
         """How many they are."""
-        import torch
-
         self._checked(1)
         if self.memory.kind != "torch":
             raise BackendError(
                 f"windows of torch need torch's memory, this is {self.memory.kind}'s"
             )
         shape = self._images.shape[1:]
-        if windows.dtype != torch.float32 or windows.shape[1:] != shape:
+        if windows.dtype != self.type or windows.shape[1:] != shape:
             raise ValueError(
-                f"windows must be float32 [N, {', '.join(map(str, shape))}], "
+                f"windows must be {self.window_type} [N, {', '.join(map(str, shape))}], "
                 f"got {windows.dtype} {list(windows.shape)}"
             )
         if windows.device != self.device:
@@ -453,44 +466,41 @@ class _Plan:
         text = f"{self._path}: tensorrt {trt.__version__}: {what}{self.log.reasons()}"
         return EngineError(text)
 
-    def ports(self, request: Request) -> Ports:
-        """Where the plan is connected.
+    def ports(self, request: Request) -> tuple[Ports, str]:
+        """Where the plan is connected, and the type of its input.
 
         Raises:
             EngineError: it does not take and give what the spec says, in batches of these sizes.
         """
-        ports = find_ports(
-            self._path,
-            self._tensors(trt.TensorIOMode.INPUT),
-            self._tensors(trt.TensorIOMode.OUTPUT),
-            request.spec,
-        )
+        given = self._tensors(trt.TensorIOMode.INPUT, WINDOW_TYPES)
+        found = self._tensors(trt.TensorIOMode.OUTPUT, ("float32",))
+        ports = find_ports(self._path, _as_ports(given), _as_ports(found), request.spec)
         profiles = range(self.engine.num_optimization_profiles)
         ranges = [self.engine.get_tensor_profile_shape(ports.input, i) for i in profiles]
-        found = [(tuple(least), tuple(most)) for least, _, most in ranges]
+        spans = [(tuple(least), tuple(most)) for least, _, most in ranges]
         wanted = [(size, 3, *request.spec.size) for size in request.buckets]
-        if found != [(shape, shape) for shape in wanted]:
+        if spans != [(shape, shape) for shape in wanted]:
             text = ", ".join(
-                f"{list(a)} to {list(b)}" if a != b else f"{list(a)}" for a, b in found
+                f"{list(a)} to {list(b)}" if a != b else f"{list(a)}" for a, b in spans
             )
             raise EngineError(
                 f"{self._path}: buckets: asked are {list(request.buckets)}, "
                 f"the plan has profiles for {text}"
             )
-        return ports
+        return ports, given[ports.input][1]
 
-    def _tensors(self, mode: trt.TensorIOMode) -> dict[str, Port]:
-        """Shape and type of the inputs or outputs, all of which must be float32."""
+    def _tensors(self, mode: trt.TensorIOMode, types: tuple[str, ...]) -> dict[str, Tensor]:
+        """Shape and type of the inputs or outputs, all of which must be of one of the types."""
         engine, found = self.engine, {}
         for name in map(engine.get_tensor_name, range(engine.num_io_tensors)):
             if engine.get_tensor_mode(name) != mode:
                 continue
             kind = _type_name(engine.get_tensor_dtype(name))
-            if kind != "float32":  # TensorRT would read the bytes as they are
-                raise EngineError(f"{self._path}: {name} must be float32, got {kind}")
+            if kind not in types:  # TensorRT would read the bytes as they are
+                wanted = " or ".join(types)
+                raise EngineError(f"{self._path}: {name} must be {wanted}, got {kind}")
             axes = tuple(engine.get_tensor_shape(name))
-            shape = tuple(side if side >= 0 else None for side in axes)
-            found[name] = (shape, np.dtype(np.float32))
+            found[name] = (tuple(side if side >= 0 else None for side in axes), kind)
         return found
 
     def close(self) -> None:
@@ -803,6 +813,20 @@ def _precision_named(text: str) -> str:
         "f32": ("fp32", "float"),
     }
     return next((name for name, marks in names.items() if any(m in text for m in marks)), "")
+
+
+def _as_ports(tensors: Mapping[str, Tensor]) -> dict[str, Port]:
+    """Their shapes, as the host sees them: float32."""
+    return {name: (shape, np.dtype(np.float32)) for name, (shape, _) in tensors.items()}
+
+
+def _round(values: npt.NDArray[np.float32], out: npt.NDArray[Any]) -> None:
+    """Round float32 to half precision: float16, or bfloat16 in the int16 of the same bits."""
+    if out.dtype == np.float16:
+        np.copyto(out, values, casting="same_kind")
+        return
+    bits = values.view(np.uint32)  # bfloat16 is the upper half; to the nearest, ties to even
+    np.copyto(out.view(np.uint16), (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16, casting="unsafe")
 
 
 def _type_name(kind: trt.DataType) -> str:

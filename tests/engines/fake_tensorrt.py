@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from fastpose.engines.memory import DeviceArray, DeviceMemory
+from fastpose.engines.memory import DeviceArray, DeviceMemory, host_type
 
 STREAM = 4711  # the memory's own
 LAYERS = [
@@ -72,11 +72,18 @@ def answer(windows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return (means[:, None] + 0.01 * cells.reshape(1, -1)).reshape(-1, *shape).astype(np.float32)
 
 
-def at(address: int, shape: tuple[int, ...]) -> np.ndarray:
+def at(address: int, shape: tuple[int, ...], dtype: str = "float32") -> np.ndarray:
     """The array at an address."""
-    count = int(np.prod(shape))
-    buffer = (ctypes.c_float * count).from_address(address)
-    return np.frombuffer(buffer, np.float32).reshape(shape)
+    kind = host_type(dtype)
+    buffer = (ctypes.c_uint8 * (int(np.prod(shape)) * kind.itemsize)).from_address(address)
+    return np.frombuffer(buffer, kind).reshape(shape)
+
+
+def widened(array: np.ndarray) -> np.ndarray:
+    """Values of a device's type in float32; int16 stands for bfloat16."""
+    if array.dtype == np.int16:
+        return (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    return array.astype(np.float32)
 
 
 class Array(DeviceArray):
@@ -116,11 +123,11 @@ class Memory(DeviceMemory):
             self.inside -= 1
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> Array:
-        owner = np.full(shape, 77, dtype)  # nothing may rely on zeros
+        owner = np.full(shape, 77, host_type(dtype))  # nothing may rely on zeros
         return Array(owner.ctypes.data, shape, dtype, owner)
 
     def host(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-        return np.full(shape, 77, dtype)
+        return np.full(shape, 77, host_type(dtype))
 
     def synchronize(self) -> None:
         pass
@@ -129,10 +136,10 @@ class Memory(DeviceMemory):
         self.closed = True
 
     def _upload(self, given: np.ndarray, array: DeviceArray) -> None:
-        at(array.address, array.shape)[...] = given
+        at(array.address, array.shape, array.dtype)[...] = given
 
     def _download(self, array: DeviceArray, out: np.ndarray) -> None:
-        out[...] = at(array.address, array.shape)
+        out[...] = at(array.address, array.shape, array.dtype)
 
 
 def make(  # noqa: C901 -- it is a list of classes
@@ -428,7 +435,9 @@ def make(  # noqa: C901 -- it is a list of classes
             if not state.made("execute_async_v3", self._batch, stream_handle):
                 return False
             assert self._scratch or not state.scratch, "there is no scratch memory"
-            windows = at(self._places[state.input[0]], (self._batch, *state.input[1][1:]))
+            name, shape = state.input
+            kind = {"HALF": "float16", "BF16": "bfloat16"}.get(state.types.get(name, ""), "float32")
+            windows = widened(at(self._places[name], (self._batch, *shape[1:]), kind))
             for name, shape in state.outputs.items():
                 at(self._places[name], (self._batch, *shape[1:]))[...] = answer(windows, shape[1:])
             return True

@@ -623,14 +623,49 @@ def test_constructors_that_give_null_are_errors(place, monkeypatch, name) -> Non
     assert place.memory.closed
 
 
-@pytest.mark.parametrize("kind", ["HALF", "BF16", "INT64", "UINT8", "FP8", "INT4", "BOOL"])
-@pytest.mark.parametrize("name", ["image", "maps"])
+OTHERS = ("INT64", "INT32", "UINT8", "INT8", "FP8", "INT4", "BOOL")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *(("image", kind) for kind in OTHERS),
+        *(("maps", kind) for kind in ("HALF", "BF16", *OTHERS)),
+    ],
+)
 def test_a_plan_of_other_types_is_refused_by_name(place, name, kind) -> None:
     place.state.types[name] = kind
     names = {"HALF": "float16", "BF16": "bfloat16", "FP8": "float8"}
-    wanted = f"{name} must be float32, got {names.get(kind, kind.lower())}"
+    types = "float32 or float16 or bfloat16" if name == "image" else "float32"
+    wanted = f"{name} must be {types}, got {names.get(kind, kind.lower())}"
     with pytest.raises(EngineError, match=wanted):
         place.opened()
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("HALF", torch.float16), ("BF16", torch.bfloat16)])
+def test_windows_are_rounded_where_the_plan_takes_half(place, kind, dtype) -> None:
+    place.state.types["image"] = kind
+    engine = place.opened()
+    assert (engine.type, engine.window_type) == (dtype, str(dtype).removeprefix("torch."))
+    given = windows(8) * 3 - 1
+    halves = torch.from_numpy(given).to(dtype)
+    wanted = answer(halves.float().numpy(), MAPS)
+    np.testing.assert_allclose(engine(given), wanted, atol=1e-6)
+    np.testing.assert_allclose(engine(given[:3]), wanted[:3], atol=1e-6)
+    np.testing.assert_allclose(engine.enqueue(halves).numpy(), wanted, atol=1e-6)
+    with pytest.raises(ValueError, match=rf"must be {engine.window_type} .* got torch\.float32"):
+        engine.enqueue(torch.from_numpy(given))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_rounding_is_to_the_nearest_and_ties_to_even(place, dtype) -> None:
+    given = np.concatenate(
+        [windows(1).reshape(-1) * 600 - 300, np.float32([0.0, -0.0, 1.00390625, 1.01171875, 65280])]
+    )
+    out = np.empty(given.shape, np.float16 if dtype == torch.float16 else np.int16)
+    place.module._round(given, out)
+    wanted = torch.from_numpy(given).to(dtype).float().numpy()
+    np.testing.assert_array_equal(fake_tensorrt.widened(out), wanted)
 
 
 def test_a_plan_of_other_batch_sizes_is_refused(place) -> None:
