@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,8 +15,9 @@ import torch
 from seeded import seed_weights, uniform
 from torch import Tensor, nn
 
-from fastpose.engines import open_graph
+from fastpose.engines import open_network
 from fastpose.engines.build import export_onnx
+from fastpose.engines.verify import verify
 from fastpose.errors import ModelError
 from fastpose.models import MODELS, create, list_models, model_spec
 from fastpose.models.cpn_light import LightCPN
@@ -208,20 +210,36 @@ def test_wrong_input_names_the_expected(network: nn.Module, shape: tuple[int, ..
 def test_every_runtime_gives_the_modules_maps(
     network: nn.Module, small: ModelSpec, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """One export, traced by torch.export on the way, in each runtime that reads it."""
+    """One export in each runtime that reads it: its maps, and the pixels of its joints."""
     if small.name in SIBLINGS and not request.config.getoption("--full-size"):
         pytest.skip("the layers of another model: give --full-size")
     path = tmp_path / "network.onnx"
     export_onnx(network, small, path, half=False)
     images = picture(small, 3)
     expected = predict(network, images)
-    for kind in ("openvino", "onnxruntime"):
+    for kind, buckets in (("openvino", (3,)), ("onnxruntime", (1, 3))):  # the one compiles each
         pytest.importorskip(kind)
-        run = open_graph(path, kind=kind, threads=2)
+        engine = open_network(path, small, kind=kind, buckets=buckets, threads=2)
         for count in (1, 3):
-            actual = run({"image": images[:count].numpy()})["heatmaps"]
+            actual = engine(images[:count].numpy())
             assert_maps_close(torch.from_numpy(actual), expected[:count], 1e-4)
-        run.close()
+        found = verify(
+            ModuleEngine(network, small), engine, [images.numpy()], source="seeded", random=True
+        )
+        assert found.passed, found.reasons
+        assert found.shift.joints >= len(small.joints)  # of three windows; others have no peak
+        engine.close()
+
+
+class ModuleEngine:
+    """A module as the reference of its engines."""
+
+    def __init__(self, network: nn.Module, spec: ModelSpec) -> None:
+        self.network = network
+        self.manifest = SimpleNamespace(spec=spec, kind="torch", precision="f32")
+
+    def __call__(self, batch: np.ndarray) -> np.ndarray:
+        return predict(self.network, torch.from_numpy(batch)).numpy()
 
 
 def test_unknown_name_lists_the_known() -> None:
