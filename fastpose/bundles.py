@@ -258,6 +258,7 @@ def _build_again(path: Path, threads: int | None, progress: Tell | None) -> None
         EngineError: it was built from weights or a network that are not here, or needs pictures.
     """
     manifest, path = read_bundle(path)
+    assert isinstance(manifest, Manifest), "a detector's bundle is refused before"
     try:
         here = source.hash_of_weights(model_spec(manifest.name))
     except ModelError:

@@ -262,10 +262,11 @@ def _open_detector(args: argparse.Namespace, name: str, precision: str = "auto")
 
 
 def _open_engine(args: argparse.Namespace) -> Engine:
+    from fastpose.bundles import open_or_build
     from fastpose.engines import open_engine
 
     kind, file = engine_kind(args.engine)
-    return open_engine(
+    return (open_or_build if args.build else open_engine)(
         file or args.model,
         kind=kind,
         device=args.device,

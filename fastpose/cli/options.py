@@ -52,6 +52,12 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     )
     run = parser.add_argument_group("how the engine runs")
     run.add_argument(
+        "--build",
+        action="store_true",
+        help="build first what has to be built for this machine and is not in the cache, or was "
+        "built for another one",
+    )
+    run.add_argument(
         "--mode",
         choices=CHOICES["mode"],
         help="throughput: the windows of many people side by side, each on few threads (openvino; "

@@ -141,6 +141,7 @@ def run(args: argparse.Namespace) -> int:
         threads=args.threads,
         single_view=args.single_view,
         options=run_options(args),
+        build=args.build,
     ) as pose:
         names: set[str] = set()
         sources = []

@@ -20,8 +20,6 @@ from fastpose.engines import Manifest
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxruntime")
 
-BUILT = {"openvino": ".onnx", "onnxruntime": ".onnx", "torch": ".pt2"}
-
 
 def run(capsys, *words):
     """Exit status and what was printed on both streams."""
@@ -405,6 +403,40 @@ def test_pictures_to_calibrate_with(tiny, folder, tmp_path, capsys, monkeypatch)
     assert "1 of 2 pictures are left out; the first: " in errors
     assert Manifest.load(folder / "a.json").calibration
     assert "asked int8, found " in rows(printed)["precision"]
+
+    build(capsys, *words[:4], "--allow")
+    out = tmp_path / "out"
+    words = [pictures / "b.png", "--model", "tiny", "--detector", "none", "--out", out]
+    status, printed, errors = run(capsys, "predict", *words, "--precision", "int8", "--json")
+    assert status == 0, errors
+    assert json.loads(printed)["engine"]["kind"] == "openvino"
+
+
+@pytest.mark.parametrize("verb", ["predict", "eval"])
+def test_what_another_machine_built_is_built_again_when_asked(
+    bundle, picture, tmp_path, capsys, verb
+):
+    edit(bundle, ties={"openvino": "2019"})
+    words = [picture, "--detector", "none", "--out", tmp_path / "out", "--engine", bundle]
+    if verb == "eval":
+        words = [bundle, "--data", f"lsp:{annotated(tmp_path / 'lsp')}"]
+    words += ["--threads", "1"]
+    assert "the engine was built for 2019" in refused(capsys, verb, *words)
+    for built in (True, False):
+        status, _, errors = run(capsys, verb, *words, "--build")
+        assert status == 0, errors
+        assert ("building it" in errors) is built
+    assert Manifest.load(bundle).buckets == (1, 3)
+
+
+def annotated(folder):
+    """One picture of the Leeds Sports Pose set's kind."""
+    (folder / "images").mkdir(parents=True)
+    cv2.imwrite(str(folder / "images" / "im0.png"), np.zeros((80, 60, 3), np.uint8))
+    joints = np.ones((14, 3)) * (30, 40, 1) + np.arange(14)[:, None]
+    row = {"file": "im0.png", "split": "test", "width": 60, "height": 80, "joints": joints.tolist()}
+    (folder / "annotations.json").write_text(json.dumps({"images": [row]}))
+    return folder
 
 
 def test_a_folder_that_cannot_be_written(tiny, tmp_path, capsys):
