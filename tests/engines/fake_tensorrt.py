@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import enum
 import json
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -109,6 +110,7 @@ class Memory(DeviceMemory):
 
     def __init__(self, kind: str = "torch", stream: int = STREAM) -> None:
         self.kind, self._stream, self.inside, self.closed = kind, stream, 0, False
+        self.freed: list[int] = []  # whether the device was current, for each array
 
     @property
     def stream(self) -> int:
@@ -124,6 +126,7 @@ class Memory(DeviceMemory):
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> Array:
         owner = np.full(shape, 77, host_type(dtype))  # nothing may rely on zeros
+        weakref.finalize(owner, lambda: self.freed.append(self.inside))
         return Array(owner.ctypes.data, shape, dtype, owner)
 
     def host(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:

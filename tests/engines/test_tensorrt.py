@@ -338,10 +338,10 @@ def test_version_compatible_plans_run_later(place, built, fits) -> None:
 
 @pytest.mark.parametrize("version", ["10.2.0", "8.6.1", "10.12.0.36", "12.0.0"])
 def test_versions_that_this_is_not_written_for_are_refused(place, monkeypatch, version) -> None:
+    file = refittable(place)
     use(place, monkeypatch, version)
-    file = place.folder / "tiny.plan"
-    file.write_bytes(b"[]")
     for ask in (
+        lambda: place.module.refit(file, Path("new.safetensors")),
         lambda: place.module.ties(Options(), "auto"),
         place.built,
         lambda: place.opened(file),
@@ -691,9 +691,11 @@ def test_results_of_another_shape_are_refused(place, shape, text) -> None:
 
 def test_a_closed_engine_says_so(place) -> None:
     engine = place.opened()
+    engine.enqueue(torch.from_numpy(windows(4)))
     engine.close()
     engine.close()
     assert place.memory.closed
+    assert place.memory.freed == [1, 1, 1]  # scratch, windows and results, in the device's context
     for use_it in (
         lambda: engine(windows(1)),
         lambda: engine.enqueue(torch.from_numpy(windows(1))),
