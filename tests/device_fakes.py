@@ -54,6 +54,7 @@ class HostMemory(DeviceMemory):
     def __init__(self):
         self.device, self.gpu, self.capability = "cuda:0", "a host", (9, 0)
         self.rooms, self.depth, self.closed = Rooms(), 0, False
+        self.copies = []  # that a device might not have done yet
 
     @property
     def driver(self):
@@ -81,15 +82,23 @@ class HostMemory(DeviceMemory):
     def _upload(self, given, array):
         assert self.depth
         ctypes.memmove(array.address, given.ctypes.data, array.nbytes)
+        expected = given.copy()
+
+        def check():
+            np.testing.assert_array_equal(given, expected, "written before it was read")
+
+        self.copies.append(check)
 
     def _download(self, array, out):
         assert self.depth
-        ctypes.memmove(out.ctypes.data, array.address, array.nbytes)
+        self.copies.append(lambda: ctypes.memmove(out.ctypes.data, array.address, array.nbytes))
 
     def synchronize(self):
-        pass
+        while self.copies:
+            self.copies.pop(0)()
 
     def close(self):
+        self.synchronize()
         for address in list(self.rooms.rooms):
             self.rooms.free(address)
         self.closed = True

@@ -409,7 +409,7 @@ def truth(bench: Bench) -> TorchEngine:
             device=str(bench.device),
             precision="f32",
             passed=(),
-            buckets=(1,),
+            buckets=BUCKETS,
             threads=None,
         )
     )

@@ -121,6 +121,9 @@ def test_closed(library):
     ):
         with pytest.raises(EngineError, match=f"memory '{kind}' is closed"):
             use()
+    if kind == "cuda":  # whose context is released
+        with pytest.raises(EngineError, match="memory 'cuda' is closed"):
+            opened.empty((4,), "uint8")
 
 
 def test_copies_are_of_dense_arrays_of_one_size(library):
