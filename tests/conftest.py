@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 from pathlib import Path
@@ -16,6 +15,13 @@ except ImportError:
 else:
     HAS_CUDA = torch.cuda.is_available()
     torch.set_num_threads(1)  # shapes are small; on a busy machine a barrier costs more than a test
+
+try:
+    import tensorrt  # noqa: F401 -- the bindings may be there without the libraries
+except Exception:  # in whatever way they say so
+    HAS_TENSORRT = False
+else:
+    HAS_TENSORRT = HAS_CUDA
 
 if not HAS_CUDA:
     os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported: kernels run on CPU tensors
@@ -56,8 +62,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     missing = {}
     if not HAS_CUDA:
         missing["gpu"] = "needs a CUDA device"
-    if importlib.util.find_spec("tensorrt") is None:
-        missing["tensorrt"] = "needs the TensorRT libraries"
+    if not HAS_TENSORRT:
+        missing["tensorrt"] = "needs the TensorRT libraries and a CUDA device"
     for item in items:
         for mark, reason in missing.items():
             if mark in item.keywords:

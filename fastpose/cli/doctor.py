@@ -236,14 +236,14 @@ def _tensorrt() -> dict[str, Any]:
     from fastpose.machine import versions
 
     bindings = [v for name, v in versions().items() if name.startswith("tensorrt")]
-    known = {"bindings": bindings[-1] if bindings else "not installed", "state": TENSORRT}
-    if not bindings:
-        return {"works": False, **known}
+    known: dict[str, Any] = {"works": True, "bindings": bindings[-1] if bindings else "none"}
     try:
         import_module("fastpose.engines.tensorrt")
+    except ModuleNotFoundError as error:
+        known |= {"works": False, "why": f"not installed: {error}"}
     except Exception as error:  # as above
-        return {"works": False, **known, "why": _line(error)}
-    return {"works": True, **known}
+        known |= {"works": False, "why": _line(error)}
+    return {**known, "state": TENSORRT}
 
 
 def _cuda() -> dict[str, Any]:

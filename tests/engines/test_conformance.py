@@ -22,6 +22,7 @@ from calm_network import CALM, make_trained, register
 
 from fastpose import engines, fixtures, machine
 from fastpose.cli import INTERRUPTED, main
+from fastpose.cli import doctor as doctor_verb
 from fastpose.conformance import (
     CHECKS,
     Failed,
@@ -830,12 +831,36 @@ def test_what_the_command_cannot_do_is_said_in_one_line(folder, capsys):
     assert "no/such/folder.json: cannot be written: No such file" in capsys.readouterr().err
 
 
-@pytest.mark.skipif("tensorrt" in sys.modules, reason="says something else where it is installed")
-def test_the_command_says_what_is_known_of_tensorrt(monkeypatch, tmp_path, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert doctor("tensorrt", "--full") == 2
-    assert "engine 'tensorrt' cannot run; install " in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("installed", "error", "words"),
+    [
+        ({}, ModuleNotFoundError("No module named 'tensorrt'"), "bindings none, not installed: No"),
+        (
+            {"tensorrt-cu13-bindings": "11.4.0"},
+            ImportError("libnvinfer.so.11: cannot open"),
+            "bindings 11.4.0, ImportError: libnvinfer.so.11: cannot open",
+        ),
+        ({"tensorrt-cu13-bindings": "11.4.0"}, None, "bindings 11.4.0, never run"),
+    ],
+)
+def test_the_command_says_what_is_known_of_tensorrt(capsys, monkeypatch, installed, error, words):
+    kept = doctor_verb.import_module
+
+    def load(name: str) -> object:
+        if error and name == "fastpose.engines.tensorrt":
+            raise error
+        return None if name == "fastpose.engines.tensorrt" else kept(name)
+
+    monkeypatch.setattr(doctor_verb, "import_module", load)
+    monkeypatch.setattr(machine, "versions", lambda: installed)
     main(["doctor"])
     text = capsys.readouterr().out
-    assert "tensorrt      no  bindings not installed, never run on a real TensorRT" in text
-    assert "`fastpose doctor --engine tensorrt --full`" in text
+    assert f"tensorrt      {'no' if error else 'ok'}  {words}" in text
+    assert "never run on a real TensorRT by the project: send the report of `fastpose" in text
+
+
+def test_an_engine_that_is_not_installed_leaves_no_report(folder, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    assert doctor("tensorrt", "--full") == 2
+    assert "engine 'tensorrt' cannot run; install " in capsys.readouterr().err
+    assert not list(folder.glob("*.json"))
