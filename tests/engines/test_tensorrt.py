@@ -21,11 +21,13 @@ from fake_tensorrt import STREAM, Memory, State, answer
 from tiny_network import TINY
 
 from fastpose import engines
+from fastpose.crop import cut_windows, sample_counts
 from fastpose.engines import source
 from fastpose.engines.engine import Job, Request
 from fastpose.engines.manifest import Manifest
 from fastpose.engines.options import Options
 from fastpose.errors import BackendError, EngineError
+from fastpose.geometry import boxes_to_affines
 
 torch = pytest.importorskip("torch")
 
@@ -800,6 +802,55 @@ def refittable(place: Place, options: Options | None = None) -> Path:
     file = place.built(options=options)
     place.opened(file, options=options).manifest.save(file.with_suffix(".json"))
     return file
+
+
+# As a bundle and in graphs
+
+
+@pytest.mark.parametrize("kind", ["FLOAT", "HALF"])
+def test_graphs_take_it_as_they_take_torch(place, kind) -> None:
+    from fastpose.graph import FrameGraphs
+    from fastpose.models.joints import locate_joints
+
+    place.state.types["image"] = kind
+    graphs = FrameGraphs(place.opened())
+    frame = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+    corners = np.array([[3.0, 2.0, 27.0, 18.0], [10.0, 10.0, 40.0, 30.0]])
+    affines = boxes_to_affines(corners, TINY.size)
+    areas = sample_counts(affines)
+    cut = cut_windows(frame, affines.astype(np.float32), areas, TINY.window, source=None, out=None)
+    (there,) = graphs.upload([frame])
+    points, scores = graphs.joints([there], np.zeros(2, np.int64), affines)
+    wanted, levels = locate_joints(answer(cut, MAPS), affines, TINY)
+    np.testing.assert_allclose(points, wanted, atol=1e-3)
+    np.testing.assert_allclose(scores, levels, atol=0.1 if kind == "HALF" else 1e-3)
+    assert {size for size, _ in place.state.called("execute_async_v3")} == set(BUCKETS)
+    graphs.close()
+    assert place.memory.closed
+
+
+def test_a_bundle_comes_to_be_and_is_opened_as_it_was_built(place, tiny) -> None:
+    from fastpose.bundles import build_engine
+
+    out = place.folder / "bundle" / "tiny.plan"
+    out.parent.mkdir()
+    options = Options(workspace=64, refit=True)
+    path = build_engine(
+        "tiny", engine="tensorrt", buckets=(1, 4), options=options, out=out, allow=True
+    )
+    manifest = Manifest.load(path)
+    assert manifest.kind == "tensorrt"
+    assert manifest.ties == place.module.ties(options, "auto")
+    assert manifest.options == options
+    assert manifest.report is not None
+    assert not manifest.report["passed"]  # the double is no network
+    engine = engines.load_engine(path)
+    given = windows(5)
+    np.testing.assert_allclose(engine(given), answer(given, MAPS), atol=1e-6)
+    engine.close()
+    place.memory.gpu = "Double 2"
+    with pytest.raises(EngineError, match=r"gpu: .* built for Double 1, this machine has Double 2"):
+        engines.load_engine(path)
 
 
 # The double itself
