@@ -30,7 +30,7 @@ HostArray = npt.NDArray[Any]
 KINDS = {
     "torch": ("torch", "the extra fastpose-inference[torch]"),
     "pycuda": ("pycuda", "the extra fastpose-inference[pycuda]"),
-    "cuda": ("cuda.bindings", "the package cuda-bindings"),
+    "cuda": ("cuda.bindings", "the extra fastpose-inference[cuda]"),
 }
 """By the name in `Options.memory`: what is imported, and what brings it."""
 

@@ -160,11 +160,11 @@ def test_what_is_missing_is_named(monkeypatch):
     for kind, package in (
         ("torch", r"the extra fastpose-inference\[torch\]"),
         ("pycuda", r"the extra fastpose-inference\[pycuda\]"),
-        ("cuda", "the package cuda-bindings"),
+        ("cuda", r"the extra fastpose-inference\[cuda\]"),
     ):
         with pytest.raises(BackendError, match=f"memory '{kind}' needs {package}, which is not"):
             open_memory(kind)
-    with pytest.raises(BackendError, match=r"needed is one of: .*torch.*pycuda.*cuda-bindings"):
+    with pytest.raises(BackendError, match=r"needed is one of: .*torch.*pycuda.*cuda"):
         open_memory()
     with pytest.raises(BackendError, match="no memory 'cupy'; there is: torch, pycuda, cuda"):
         open_memory("cupy")
