@@ -109,8 +109,9 @@ class DeviceMemory(ABC):
     def stream(self) -> int:
         """Handle of the stream that copies go to, and everything else has to be enqueued on.
 
-        With torch its current one, which may be another at the next call; else one of its own that
-        does not pass the device's default stream, on which torch works unless it is told.
+        With torch its current one, which may be another at the next call; else one of its own,
+        which waits for the device's default stream, where torch works unless it is told, as that
+        waits for it.
         """
 
     @abstractmethod
