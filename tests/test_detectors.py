@@ -76,14 +76,20 @@ def bundle(whole, tmp_path):
     return folder / "det.json"
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """One for all tests, so that the tiny detector is exported once."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture
-def tiny(monkeypatch, tmp_path):
+def tiny(monkeypatch, cache):
     """A registered detector of random weights, all of whose boxes count."""
     pytest.importorskip("onnxscript")
     from tiny_detector import register
 
     register(monkeypatch)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     monkeypatch.setattr("fastpose.engines.verify_detector.SURE", 0.0)
 
 
