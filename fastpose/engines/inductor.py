@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from fastpose.engines.engine import cause
-from fastpose.errors import BackendError, EngineError
+from fastpose.errors import BackendError, EngineError, FastposeError
 
 SETTINGS = {
     "freezing": False,  # it folds norms wrongly; also against the environment's TORCHINDUCTOR_
@@ -35,6 +35,7 @@ SETTINGS = {
 }
 NOTE = "fastpose"  # our field of a package's metadata
 MISSING = ("InvalidCxxCompiler", "TritonMissing", "GPUTooOldForTriton")  # errors of torch
+LEAST_TORCH = (2, 11)  # whose packages are known to be made and read as here
 
 _COMPILING = threading.Lock()  # where inductor keeps its files is the process's
 
@@ -77,10 +78,12 @@ def write_package(
         path: ends in .pt2; its folder exists.
 
     Raises:
-        BackendError: no C++ compiler works here, or on CUDA no Triton.
+        BackendError: no C++ compiler works here, or on CUDA no Triton, or torch is too old.
         EngineError: the module cannot be traced or compiled.
     """
+    _check_version(str(torch.__version__))
     from torch._inductor import aoti_compile_and_package
+    from torch._inductor.cpu_vec_isa import pick_vec_isa
     from torch._inductor.utils import fresh_cache
 
     program = _export(module, image, largest)
@@ -89,8 +92,9 @@ def write_package(
         "aot_inductor.metadata": {NOTE: json.dumps(dict(note))},
         "aot_inductor.precompile_headers": False,  # they would be used once
     }
-    with compiling(path.stem), _COMPILING, _quiet(), TemporaryDirectory(dir=path.parent) as room:
-        with fresh_cache(dir=room):
+    with compiling(path.stem), _COMPILING, _quiet():
+        pick_vec_isa()  # tries compilations, which torch's usual cache keeps; ours is thrown away
+        with TemporaryDirectory(dir=path.parent) as room, fresh_cache(dir=room):
             aoti_compile_and_package(program, package_path=str(path), inductor_configs=settings)
 
 
@@ -144,7 +148,9 @@ def compiling(name: str) -> Iterator[None]:
     """
     try:
         yield
-    except (RuntimeError, OSError, AssertionError) as error:
+    except FastposeError:
+        raise
+    except Exception as error:  # whatever a compiler and its tools raise
         reason, inner = _reason(error), getattr(error, "inner_exception", error)
         if type(inner).__name__ in MISSING:
             raise BackendError(f"{name}: torch cannot compile here: {reason}") from None
@@ -169,6 +175,13 @@ def _cpu_lines() -> list[tuple[str, str]]:
         return []
     pairs = (line.partition(":") for line in text.splitlines())
     return [(key.strip(), value.strip()) for key, _, value in pairs]
+
+
+def _check_version(version: str) -> None:
+    found = tuple(int(part) for part in version.split(".")[:2])
+    if found < LEAST_TORCH:
+        least = ".".join(map(str, LEAST_TORCH))
+        raise BackendError(f"compiling ahead of time needs torch {least} or later, not {version}")
 
 
 def _export(module: nn.Module, image: Tensor, largest: int) -> torch.export.ExportedProgram:

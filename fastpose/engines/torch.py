@@ -95,12 +95,13 @@ class TorchEngine(BufferedEngine):
         if self._network is None:
             raise EngineError(f"{self.manifest.name}: the engine is closed")
         given = windows.contiguous(memory_format=torch.channels_last)
-        wanted = (self.device, self.type, (3, *self.manifest.spec.size))
-        if (given.device, given.dtype, tuple(given.shape[1:])) != wanted:
+        largest, (h, w) = self.manifest.buckets[-1], self.manifest.spec.size
+        wanted = (self.device, self.type, (3, h, w))
+        fits = (given.device, given.dtype, tuple(given.shape[1:])) == wanted
+        if not fits or not 1 <= len(given) <= largest:  # compiled code would not look
             raise EngineError(
-                f"{self.manifest.name}: windows must be [N, {', '.join(map(str, wanted[2]))}] "
-                f"{self.type} on {self.device}, got {list(given.shape)} {given.dtype} "
-                f"on {given.device}"
+                f"{self.manifest.name}: windows must be [1 to {largest}, 3, {h}, {w}] {self.type} "
+                f"on {self.device}, got {list(given.shape)} {given.dtype} on {given.device}"
             )
         return run_module(self.manifest.name, self._network, given)
 
