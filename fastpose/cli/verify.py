@@ -17,17 +17,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "file", type=Path, metavar="FILE", help="a file of `fastpose build`, or the .json beside it"
     )
-    pictures = parser.add_mutually_exclusive_group()
-    pictures.add_argument(
+    parser.add_argument(
         "--images",
-        type=Path,
-        metavar="DIR",
-        help="pictures of people like yours (default: a few that are built in)",
-    )
-    pictures.add_argument(
         "--data",
-        metavar="KIND:PATH",
-        help="an annotated set, such as lsp:DIR: its accuracy may not fall either",
+        metavar="DIR|KIND:PATH",
+        help="pictures of people like yours, or an annotated set, such as lsp:DIR (of a detector "
+        "boxes:DIR), whose accuracy may not fall either (default: a few that are built in)",
     )
     parser.add_argument(
         "--limit", type=positive, metavar="N", help="only the first N pictures or people"
@@ -57,7 +52,7 @@ def _verify(args: argparse.Namespace) -> dict[str, Any]:
 
     manifest, path = read_bundle(args.file)
     asked: dict[str, Any] = {
-        "images": args.images or args.data,
+        "images": args.images,
         "weights": args.weights,
         "limit": args.limit,
         "threads": args.threads,
