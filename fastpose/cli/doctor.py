@@ -68,7 +68,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--full", action="store_true", help="10,000 runs in place of 300, and batches up to 32"
     )
     parser.add_argument(
-        "--calibration", type=Path, metavar="DIR", help="pictures of people, for int8"
+        "--calibration",
+        type=Path,
+        metavar="DIR",
+        help="examine int8, too, calibrated with these pictures of people",
     )
     parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads of that engine")
     parser.add_argument(

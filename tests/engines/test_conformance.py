@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import mmap
 import socket
 import subprocess
 import sys
@@ -224,11 +225,17 @@ class ClaimsToBeShareable(Pooled):
 
 
 class Leaks(Pooled):
-    kept: list[bytearray] = []  # noqa: RUF012
+    """A kilobyte a run, in fresh pages: what others have freed in this process is not used."""
+
+    kept: list[mmap.mmap] = []  # noqa: RUF012
+    runs = 0
 
     def _infer(self, count):
         super()._infer(count)
-        Leaks.kept.append(bytearray(1000))
+        self.runs += 1
+        if self.runs % 500 == 0:
+            Leaks.kept.append(mmap.mmap(-1, 500_000))
+            Leaks.kept[-1].write(bytes([1]) * 500_000)
 
 
 class OpenForEver(Pooled):
