@@ -442,6 +442,8 @@ def test_the_reference_has_the_weights_of_the_engine(released, tmp_path):
     own = replace(manifest, weights_hash=file_hash(other))
     reference = reference_engine(own, weights=other, threads=1)
     assert reference.manifest.weights_hash == file_hash(other)
+    wanted = open_network(other, TINY, kind="torch", threads=1)(images(2))
+    np.testing.assert_allclose(reference(images(2)), wanted, rtol=0, atol=1e-5)
     first, second = manifest.weights_hash[:12], own.weights_hash[:12]
     for asked, weights, text in (
         (own, None, f"built from {second}, those of tiny here are {first}; give the weight file"),
