@@ -608,7 +608,7 @@ def test_known_skeletons_by_name(tmp_path, known):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("output", "paf", "output must be heatmap or simcc or parts or cascade or joints, got 'paf'"),
+        ("output", "paf", "output must be heatmap or simcc or parts or cascade or joints, got"),
         ("split", 0, "split must be positive and finite, got 0"),
         ("mean", None, "mean must be 3 numbers, finite, got None"),
         ("std", [0, 1, 1], r"std must be 3 numbers, positive and finite, got \(0, 1, 1\)"),
