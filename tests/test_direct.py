@@ -26,6 +26,7 @@ from device_fakes import (
 pytest.importorskip("fastpose._C", reason="the kernels for the CPU are not built")
 cuda = pytest.importorskip("fastpose.ops.cuda", reason="built without nvcc")
 
+from fastpose import ops  # noqa: E402
 from fastpose.direct import DeviceFrames, DirectFrames, goes_direct  # noqa: E402
 from fastpose.engines import memory as memories  # noqa: E402
 from fastpose.engines.memory import DeviceArray, host_type, open_memory  # noqa: E402
@@ -86,6 +87,10 @@ def red_maps(red, shape, spec):
     stride = spec.size[0] // spec.cells[0]
     cells = red.astype(np.float32).reshape(len(red), spec.cells[0], stride, spec.cells[1], stride)
     maps = (cells.mean(axis=(2, 4)) * spec.std[2] + spec.mean[2]) / 255
+    if spec.output == "joints":
+        plain = np.ascontiguousarray(np.broadcast_to(maps[:, None], (len(red), K, *spec.cells)))
+        points, scores = ops.decode(plain, method=spec.method, sigma=spec.sigma)
+        return np.concatenate((points, scores[..., None]), axis=2)
     if len(shape) == 2:  # vectors
         return np.broadcast_to(maps.mean(axis=(1, 2))[:, None, None], (len(red), *shape))
     return np.broadcast_to(maps[:, None], (len(red), *shape))
@@ -262,6 +267,16 @@ def test_several_views_come_down_as_results(device):
     found = [people_at(boxes_round(*DOTS[[0, 2]]))]
     actual = estimate(direct.upload(FRAMES[:1]), found, direct)
     same_people(actual, estimate(FRAMES[:1], found, HostDots(spec)))
+
+
+def test_joints_that_the_graph_found_need_no_kernel(device):
+    spec = replace(SPEC, output="joints")
+    direct = DirectFrames(Dots(HostMemory(), spec))
+    assert not direct.finds_joints
+    frames, found = crowd()
+    actual = estimate(direct.upload(frames), found, direct)
+    same_people(actual, estimate(frames, found, HostDots()))
+    assert device.calls == []
 
 
 def test_two_outputs_are_joined():
