@@ -258,11 +258,15 @@ def _import_modelopt() -> Any:
 
 @contextlib.contextmanager
 def _quiet(logger: str) -> Iterator[None]:
-    """Keep back a package's bars, which go to standard output, and what it says below errors."""
+    """Keep back a package's bars, and what it says below errors."""
     log = logging.getLogger(logger)
     level = log.level
     log.setLevel(logging.ERROR)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
         warnings.simplefilter("ignore")
         try:
             yield
