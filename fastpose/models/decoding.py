@@ -30,7 +30,9 @@ class Decode(nn.Module):
 
     Reckoned in float32, whatever it is given. The first of equal maxima is looked for by comparing
     and taking the least place, which leaves no runtime a choice; and there is no convolution,
-    which runtimes are free to make less precise. `ops.decode` cites the publications.
+    which runtimes are free to make less precise. Points differ from `ops.decode` by rounding alone:
+    in clear peaks by some 1e-5 cells; but where a map is all but level round its peak, or its two
+    highest cells are all but equal, rounding decides. `ops.decode` cites the publications.
 
     Args:
         spec: of the network: `method`, `sigma`, `peak_value`, `peaks`, `background`, and for SimCC
