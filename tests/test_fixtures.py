@@ -61,6 +61,7 @@ def test_the_built_in_people_are_the_same_every_time_and_all_different():
 
 def test_a_network_of_several_views_sees_each_person_once():
     spec = replace(SPEC, views=(0.7, 1.0, 1.3))
+    assert fixtures.windows(spec).spec == SPEC
     np.testing.assert_array_equal(
         fixtures.windows(spec, limit=2).windows, fixtures.windows(SPEC, limit=2).windows
     )

@@ -323,6 +323,8 @@ def test_every_kind_of_result_is_read(name):
     ((channels, *cells),) = spec.results
     faint = np.random.default_rng(1).uniform(0.001, 0.009, (2, channels, *cells))
     results = faint.astype(np.float32)
+    if spec.output == "heatmap":
+        results -= 1  # nobody taught them where 0 is
 
     class Fixed:
         def __init__(self, results):
