@@ -26,7 +26,9 @@ ABSENT = 3  # a program's exit status where what it needs is not installed
 WIDTH = 118
 LONGEST = 11_000  # characters of the table: whoever ran this elsewhere may see only its end
 MESSAGE = 400
-ORDER = ("step", "propagate", "warp", "render", "decode")  # of the table, which may be cut
+ORDER = (  # of the table, which may be cut
+    "step", "engine", "direct", "cubin", "memory", "propagate", "warp", "render", "decode",
+)  # fmt: skip
 UNSTEADY = 0.05  # a spread from which on it is told
 
 

@@ -17,7 +17,7 @@ from fastpose.engines import memory
 from fastpose.engines.memory import DeviceArray, open_memory
 from fastpose.errors import BackendError, EngineError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 SOURCE = Path(memory.__file__)
 FUNCTION = re.compile("cu[A-Z]")  # of the driver
 
