@@ -41,7 +41,9 @@ _COMPILING = threading.Lock()  # where inductor keeps its files is the process's
 
 
 def compile_module(module: nn.Module, image: Tensor, largest: int) -> Callable[[Tensor], Tensor]:
-    """A module compiled by `torch.compile`, at its first run with one window and with several.
+    """A module under `torch.compile`, which compiles when it runs.
+
+    That is so with its first number of windows, and once more, then for any number, with another.
 
     Args:
         module: any that `torch.export` can trace.
@@ -53,14 +55,7 @@ def compile_module(module: nn.Module, image: Tensor, largest: int) -> Callable[[
     """
     # The exported module has code of its own: torch counts compilations by code, and stops.
     program = _export(module, image, largest)
-    compiled = torch.compile(program.module(), fullgraph=True, options=dict(SETTINGS))
-
-    def run(windows: Tensor) -> Tensor:
-        if len(windows) > 1:  # torch makes 1 a constant whatever it is told
-            torch._dynamo.mark_dynamic(windows, 0)
-        return compiled(windows)
-
-    return run
+    return torch.compile(program.module(), fullgraph=True, options=dict(SETTINGS))
 
 
 def write_package(

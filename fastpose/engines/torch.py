@@ -196,7 +196,7 @@ def _open_module(request: Request) -> _Opened:
 def _compile(
     name: str, module: torch.nn.Module, image: torch.Tensor, largest: int
 ) -> Callable[[torch.Tensor], Any]:
-    """A compiled module that has run with one window and with several: no later run compiles."""
+    """A compiled module that has run with one window and then with two: no later run compiles."""
     run = inductor.compile_module(module, image, largest)
     with inductor.compiling(name), computing(image.device):
         for size in range(1, len(image) + 1):
