@@ -106,9 +106,10 @@ class TorchEngine(BufferedEngine):
         return run_module(self.manifest.name, self._network, given)
 
     def _infer(self, count: int) -> None:
-        images = torch.from_numpy(self._images[:count]).to(
-            self.device, self.type, memory_format=torch.channels_last
-        )
+        with torch.inference_mode(False):  # a caller's mode makes tensors of another kind
+            images = torch.from_numpy(self._images[:count]).to(
+                self.device, self.type, memory_format=torch.channels_last
+            )
         torch.from_numpy(self._result[:count]).copy_(self.enqueue(images))
 
     def _free(self) -> None:
