@@ -2,8 +2,8 @@
 
 Both ways take a module whose batch norms are folded already, and leave inductor's own folding
 (its freezing) off; see `build.fold_batch_norm`. A package carries weights and machine code, for
-any batch size up to its largest: the code of one size alone was no faster at 1 and took as long to
-compile as that of all.
+any batch size up to its largest. For cpn-light in f32 on one core, code for one batch size alone
+was as fast at 1 and 7 % faster at 8, but each size would be compiled, and kept, anew.
 
 A package runs what it carries, as any library does: open only those from a source that is trusted.
 """
