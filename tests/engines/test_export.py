@@ -347,7 +347,6 @@ def test_behind_the_chosen_stage_there_is_nothing(tmp_path):
         ("hourglass2", 2),
         ("adversarial-lsp", 4),
         ("cpm-flic", 4),
-        ("cpm-bn", 6),
         ("cpn50", 5),
         ("cpn50-global", 4),
         ("cpn-light", 5),
@@ -388,7 +387,7 @@ SYSTEMS = {
     "pbn-lsp": ((16, 32), {"stacks": 1, "channels": 16, "width": 8}),
     "tompson-flic": ((80, 96), {"widths": Widths(8, 16, 8, 8), "banks": 2}),
 }  # fmt: skip
-LONG = ("structured-flic", "tompson-flic", "adversarial-lsp")
+LONG = ("cpn50", "structured-flic", "tompson-flic", "adversarial-lsp")
 
 
 def small_system(name):

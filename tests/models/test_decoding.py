@@ -29,10 +29,9 @@ CLOSE = 1e-4  # cells
 # What a runtime has to know to decode; TensorRT's parser has all of them in float32 and int64.
 OPERATORS = {
     "Abs", "Add", "And", "Cast", "Clip", "Concat", "Div", "Equal", "Exp", "Floor", "Gather",
-    "GatherElements", "Greater", "GreaterOrEqual", "IsNaN", "Less", "LessOrEqual", "Log", "Max",
-    "MaxPool", "Min", "Mul", "Pad", "Pow", "ReduceMax", "ReduceMin", "ReduceSum", "Reshape",
-    "Shape", "Sign", "Slice", "Sqrt", "Sub", "Unsqueeze", "Where", "Neg", "Reciprocal", "Squeeze",
-    "Mod", "Range", "Expand", "Identity", "Split",
+    "GatherElements", "Greater", "GreaterOrEqual", "IsNaN", "Less", "LessOrEqual", "Log", "MaxPool",
+    "Min", "Mul", "Pad", "Pow", "ReduceMax", "ReduceMin", "ReduceSum", "Reshape", "Sign", "Sqrt",
+    "Sub", "Unsqueeze", "Where",
 }  # fmt: skip
 
 
