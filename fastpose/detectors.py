@@ -47,8 +47,7 @@ from fastpose.models.spec import DetectorSpec
 KINDS = ("openvino", "onnxruntime")  # that a detector is built for
 CALIBRATION_PICTURES = 64  # a detector's input is large, and each picture gives many boxes
 VERIFIED_PICTURES = 64
-# of each half, up to its results: int8 leaves so many layers with weights in float
-FLOAT_HEAD = 1  # with 2, as in pose networks, most of the proposals' layers were
+FLOAT_HEAD = 1  # layers before the results that int8 leaves in float; two were most of them
 BLANK = 64  # side of the frame that shows that it runs
 
 Image = npt.NDArray[np.uint8]

@@ -249,6 +249,12 @@ def test_a_bundle_is_neither_another_precision_nor_a_pose_network(bundle, capsys
     )
 
 
+def test_a_detector_does_not_take_the_manifest_of_a_pose_network(bundle, capsys):
+    edit(bundle, what="pose network")
+    line = refused(capsys, "build", "default-detector", "--out", bundle)
+    assert "det.json: is there already and describes det.rpn.onnx; give the bundle" in line
+
+
 @pytest.mark.parametrize(
     ("words", "text"),
     [

@@ -110,7 +110,8 @@ def check_bundle_name(out: Path, suffix: str) -> None:
 
     Raises:
         EngineError: it has another; or the manifest's place is taken by another sort of file, which
-            may be all that somebody has of a skeleton or of annotations.
+            may be all that somebody has of a skeleton or of annotations, or by the manifest of
+            another sort of engine, whose file would be without one.
     """
     if out.suffix != suffix:
         raise EngineError(f"{out}: the file of this engine must end in {suffix}")
@@ -125,6 +126,13 @@ def check_bundle_name(out: Path, suffix: str) -> None:
         raise EngineError(
             f"{path}: is there already and is no manifest of an engine; "
             "give the bundle another name"
+        )
+    files = values.get("files")
+    main = next(iter(files), out.name) if isinstance(files, dict) else out.name
+    whole = suffix == path.suffix  # a detector's, whose graphs have names of their own
+    if (values.get("what") != DetectorManifest.WHAT) if whole else (Path(main).suffix != suffix):
+        raise EngineError(
+            f"{path}: is there already and describes {main}; give the bundle another name"
         )
 
 

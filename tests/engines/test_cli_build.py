@@ -382,6 +382,14 @@ def test_arguments_are_checked_first(capsys, words, text):
     assert text in capsys.readouterr().err
 
 
+def test_a_bundle_does_not_take_the_manifest_of_another(bundle, capsys):
+    before = {file.name: file.read_bytes() for file in bundle.parent.iterdir()}
+    words = ["--engine", "torch", "--out", bundle.with_suffix(".pt2")]
+    line = refused(capsys, "build", "tiny", *words)
+    assert f"{bundle}: is there already and describes a.onnx; give the bundle another" in line
+    assert {file.name: file.read_bytes() for file in bundle.parent.iterdir()} == before
+
+
 def test_the_file_of_an_engine_has_its_ending(picture, capsys):
     line = refused(capsys, "predict", picture, "--engine", "some.trt")
     assert "some.trt: the file of an engine ends in .json .onnx .xml .plan .pt2" in line
