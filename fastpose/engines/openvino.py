@@ -159,26 +159,30 @@ class OpenVINOEngine(BufferedEngine):
 
     def _infer(self, count: int) -> None:
         start, used, running = 0, Counter[int](), []
-        for size in self._parts(count):
-            request = self._idle(size, used[size] if self._parallel > 1 else 0)
-            rows = slice(start, start + size)
-            request.set_input_tensor(ov.Tensor(self._images[rows], shared_memory=True))
-            for index, output in zip(self._indices, self._outputs, strict=True):
-                request.set_output_tensor(index, ov.Tensor(output[rows], shared_memory=True))
-            try:
-                if self._parallel > 1:
-                    request.start_async()
-                    running.append(request)
-                else:
-                    request.infer()
-            except RuntimeError as error:
-                self._wait(running)
-                raise EngineError(f"{self._path}: openvino: {cause(error)}") from None
-            used[size] += 1
-            start += size
-        failed = self._wait(running)
+        try:
+            for size in self._parts(count):
+                request = self._idle(size, used[size] if self._parallel > 1 else 0)
+                self._run(request, slice(start, start + size))
+                running.append(request)
+                used[size] += 1
+                start += size
+        finally:
+            failed = self._wait(running)
         if failed:
             raise EngineError(f"{self._path}: openvino: {cause(failed)}")
+
+    def _run(self, request: ov.InferRequest, rows: slice) -> None:
+        """Run these rows; in throughput mode only start."""
+        request.set_input_tensor(ov.Tensor(self._images[rows], shared_memory=True))
+        for index, output in zip(self._indices, self._outputs, strict=True):
+            request.set_output_tensor(index, ov.Tensor(output[rows], shared_memory=True))
+        try:
+            if self._parallel > 1:
+                request.start_async()
+            else:
+                request.infer()
+        except RuntimeError as error:
+            raise EngineError(f"{self._path}: openvino: {cause(error)}") from None
 
     def _parts(self, count: int) -> tuple[int, ...]:
         if self._parallel == 1:
