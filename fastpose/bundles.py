@@ -78,8 +78,8 @@ def build_engine(
         buckets: batch sizes to compile for.
         weights: a weight file; None takes the trained weights, else random ones with a warning.
         options: what the graph does and what the runtime is asked; torch is compiled ("aot").
-        calibration: for int8: a folder of pictures, or KIND:PATH of an annotated set, such as
-            those that the engine will see.
+        calibration: for int8: a folder of pictures such as the engine will see, or KIND:PATH of an
+            annotated set, of which the training part is used.
         images: pictures to verify the engine with, in the same form; None takes the built-in ones.
         allow: write the bundle even where the verification fails; it says so in the manifest.
         out: the runtime's own file; None puts it into the user's cache, from where `open_engine`
@@ -307,7 +307,8 @@ def _calibration(
             "calibration"
         )
     tell("read pictures")
-    return fixtures.windows(spec, pictures, limit=CALIBRATION_WINDOWS).windows
+    found = fixtures.windows(spec, pictures, limit=CALIBRATION_WINDOWS, split="train")
+    return found.windows
 
 
 def _hash(windows: Floats | None) -> str:

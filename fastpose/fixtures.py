@@ -209,6 +209,7 @@ def windows(
     *,
     limit: int | None = None,
     threads: int | None = None,
+    split: str = "test",
 ) -> Fixtures:
     """Windows as a network takes them, of people in pictures.
 
@@ -224,6 +225,8 @@ def windows(
         limit: most windows, of a COCO set most pictures; None takes 256 of a folder, all of the
             others. Of a folder with more pictures, some are taken, evenly spread over their names.
         threads: of the detector; None leaves the number to it.
+        split: part of an annotated set; "train" for what int8 is calibrated with, so that it can be
+            measured on the other.
 
     Raises:
         DataError: the folder has no picture that can be read, or the set cannot be read or is
@@ -235,7 +238,7 @@ def windows(
     if source is None:
         return Fixtures(BUILT_IN, spec, tuple(_built_in_places()[:limit]))
     if _names_set(source):
-        return annotated(spec, open_poses(str(source)).head(limit))
+        return annotated(spec, open_poses(str(source), split).head(limit))
     return _from_folder(spec, Path(source), limit or MOST, threads)
 
 
@@ -278,7 +281,9 @@ def annotated(spec: ModelSpec, data: PoseData) -> Fixtures:
     return Fixtures(data.name, truth.spec, truth.places, truth)
 
 
-def scenes(source: str | Path | None = None, *, limit: int | None = None) -> Scenes:
+def scenes(
+    source: str | Path | None = None, *, limit: int | None = None, split: str = "test"
+) -> Scenes:
     """Whole pictures with people, for a detector.
 
     Args:
@@ -286,6 +291,7 @@ def scenes(source: str | Path | None = None, *, limit: int | None = None) -> Sce
             set, and its truth where it has all people's boxes (boxes:DIR).
         limit: most pictures; None takes 256 of a folder, evenly spread over their names, and all
             of the others.
+        split: as in `windows`.
 
     Raises:
         DataError: the folder has no picture that can be read, or the set cannot be read or is
@@ -296,7 +302,7 @@ def scenes(source: str | Path | None = None, *, limit: int | None = None) -> Sce
     if source is None:
         return Scenes(BUILT_IN, tuple(file for file, _ in built_in_pictures())[:limit])
     if _names_set(source):
-        data = open_data(str(source), "test").head(limit)
+        data = open_data(str(source), split).head(limit)
         files = tuple(dict.fromkeys(sample.image for sample in data.samples))
         if not files:
             raise DataError(f"{source}: the {data.split} split has no picture")

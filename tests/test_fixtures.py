@@ -283,3 +283,20 @@ def test_places_are_turned_mirrored_and_brightened(tmp_path):
     shift = np.array(SPEC.mean).reshape(3, 1, 1), np.array(SPEC.std).reshape(3, 1, 1)
     lights = [(w * shift[1] + shift[0])[:, 60:130, 50:110] for w in (plain, bright)]
     np.testing.assert_allclose(lights[1], 2 * lights[0], atol=0.1)
+
+
+def test_int8_is_calibrated_with_the_training_part(tmp_path, monkeypatch):
+    from fastpose import bundles
+
+    asked = []
+
+    def opened(text, split="test"):
+        asked.append((text, split))
+        raise DataError("enough")
+
+    monkeypatch.setattr(fixtures, "open_poses", opened)
+    with pytest.raises(DataError, match="enough"):
+        bundles.build_engine("cpn-light", precision="int8", calibration="lsp:here")
+    with pytest.raises(DataError, match="enough"):
+        fixtures.windows(SPEC, "lsp:here")
+    assert asked == [("lsp:here", "train"), ("lsp:here", "test")]
