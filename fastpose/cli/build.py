@@ -58,8 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out",
         type=Path,
         metavar="FILE",
-        help="the runtime's file, or the .json beside it that describes it (default: in the user's "
-        "cache, where --engine and --precision of the other verbs find it)",
+        help="the runtime's file (.onnx; .xml for int8 of openvino, .pt2 of torch, .plan of "
+        "tensorrt), of a detector the .json beside its two (default: in the user's cache, where "
+        "--engine and --precision of the other verbs find it)",
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: auto)")
     parser.add_argument(
