@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from fastpose.cli.progress import Progress
+from fastpose.cli.progress import Progress, Stages
 
 
 class Clock:
@@ -79,3 +79,26 @@ def test_a_resumed_run_reckons_with_its_own_time(clock, capsys):
     clock.now += 240
     progress.step("loss 0.02")
     assert capsys.readouterr().err == "model: 35/38 epochs, 15.0/h, 12:00 min left, loss 0.02\n"
+
+
+def test_a_stage_is_told_when_it_is_over(clock, capsys):
+    stages = Stages(clock)
+    for name, took in (("export", 3.14), ("compile", 10), ("export", 1)):
+        stages.begin(name)
+        assert name not in capsys.readouterr().err.splitlines()
+        clock.now += took
+    stages.finish()
+    stages.finish()
+    assert capsys.readouterr().err == "export 1.0 s\n"
+    assert stages.seconds == {"export": pytest.approx(4.14), "compile": pytest.approx(10)}
+
+
+def test_a_screen_shows_the_stage_that_runs(clock, monkeypatch):
+    screen = Screen()
+    monkeypatch.setattr("sys.stderr", screen)
+    stages = Stages(clock)
+    stages.begin("export")
+    assert screen.getvalue() == "export ..."
+    clock.now += 2
+    stages.begin("load")
+    assert screen.getvalue() == "export ...\r\x1b[2Kexport 2.0 s\nload ..."

@@ -187,6 +187,17 @@ def test_verify_says_passed_or_why_not(bundle, capsys, monkeypatch):
     assert json.loads(printed)["passed"] is False
 
 
+def test_verify_tells_what_an_annotated_set_loses(bundle, tmp_path, capsys):
+    data = f"lsp:{annotated(tmp_path / 'lsp')}"
+    status, printed, errors = run(capsys, "verify", bundle, "--images", data, "--json")
+    assert status == 0, errors
+    report = json.loads(printed)
+    assert (report["source"], report["windows"]) == ("lsp", 1)
+    assert report["metric"]["name"] == "pck@0.2"
+    assert report["metric"]["loss"] == 0
+    assert rows(run(capsys, "verify", bundle, "--data", data)[1])["pck@0.2"].count("->") == 1
+
+
 class Moved:
     """An engine whose maps are a cell too far to the right."""
 
