@@ -114,8 +114,8 @@ class OpenVINOEngine(BufferedEngine):
     throughput mode a batch is cut into equal parts that run side by side, each on its share of the
     threads; `manifest.options.requests` is how many.
 
-    What an int8 model leaves in float runs in bf16 where the device has it: for the default network
-    that is 1.4 times as fast as f32 and moves no more joints.
+    What an int8 model leaves in float runs in bf16 where the device has it: the default network is
+    1.4 times as fast as with f32 there, and 0.44 % of its joints move instead of 0.43 %.
     """
 
     def __init__(self, request: Request) -> None:
