@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from shutil import copyfile
 from typing import Any
 
 from fastpose import fixtures
@@ -38,7 +39,7 @@ from fastpose.engines.bundle import (
 from fastpose.engines.engine import PRECISIONS, Floats, Job, Request
 from fastpose.engines.manifest import check_buckets
 from fastpose.engines.verify import Verification, verify_pictures
-from fastpose.errors import EngineError, ModelError, UnbuiltError
+from fastpose.errors import BackendError, EngineError, ModelError, UnbuiltError
 from fastpose.models import model_spec
 from fastpose.models.spec import ModelSpec
 
@@ -147,6 +148,85 @@ def build_engine(
             return path
         remove_stale(target)
         return write(target)
+
+
+def refit_engine(
+    path: str | Path,
+    weights: str | Path,
+    *,
+    out: str | Path,
+    images: str | Path | None = None,
+    allow: bool = False,
+    threads: int | None = None,
+    progress: Tell | None = None,
+) -> Path:
+    """Write a bundle with other weights of the same network, in seconds instead of minutes.
+
+    Args:
+        path: a bundle of TensorRT that was built with `Options.refit`, or its plan.
+        weights: a weight file of its model.
+        out: the new plan.
+        images: as in `build_engine`, like the rest.
+        allow: as there.
+        threads: as there.
+        progress: as there.
+
+    Returns:
+        The path of the new manifest.
+
+    Raises:
+        BackendError: the bundle was not built for that, or its runtime is not there.
+        WeightsError: the weights are damaged or of another network.
+        EngineError: the bundle is damaged or does not fit this machine, the verification fails, or
+            `out` cannot be written.
+        DataError: the pictures cannot be used.
+    """
+    manifest, path = read_bundle(Path(path))
+    file, out = Path(weights), Path(out)
+    options = manifest.options
+    if not options.refit:
+        raise BackendError(f"{path}: refit: the engine was built without this option")
+    kind = choose_runtime(manifest.kind, KINDS)
+    runtime = runtime_module(kind)
+    manifest.check_ties(path, runtime.ties(options, manifest.device, manifest.ties))
+    manifest.check_files(path)
+    check_bundle_name(out, runtime.suffix(manifest.precision_asked, options))
+    tell = progress or (lambda stage: None)
+    job = Job(
+        spec=manifest.spec,
+        weights=file,
+        precision=manifest.precision_asked,
+        device=manifest.device,
+        buckets=manifest.buckets,
+        options=options,
+        threads=threads,
+        calibration=None,
+        timing_cache=None,
+        tell=tell,
+    )
+
+    def make(target: Path) -> list[Path]:
+        tell("refit")
+        plan = path.with_name(manifest.file)
+        target.write_bytes(runtime.refit(plan, file, device=manifest.device))
+        others = [name for name in manifest.files if name != manifest.file]
+        return [target, *(_beside(path.with_name(name), plan, target) for name in others)]
+
+    weights_hash = source.hash_of_weights(model_spec(manifest.name), file)
+    return write_bundle(
+        out,
+        make,
+        lambda target: _open(kind, job, target, weights_hash, tell),
+        manifest.ties,
+        verify=lambda opened: _verified(opened, file, images, allow, tell),
+    )
+
+
+def _beside(companion: Path, plan: Path, target: Path) -> Path:
+    """Copy a companion of a plan, such as a.decode.cubin of a.plan, to one of its successor."""
+    copy = target.with_name(target.stem + companion.name.removeprefix(plan.stem))
+    copyfile(companion, copy)
+    return copy
 
 
 def verify_engine(

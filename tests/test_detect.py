@@ -374,7 +374,8 @@ def test_a_class_that_is_not_there_is_refused_when_opened():
 
 
 def test_names_that_are_no_detector(tmp_path):
-    with pytest.raises(DetectorError, match=r"nosuch.onnx: no such file.*FILE.onnx, .* none .*default"):
+    wanted = r"nosuch\.onnx: no such file.*FILE\.onnx, .* none .*default"
+    with pytest.raises(DetectorError, match=wanted):
         open_detector(str(tmp_path / "nosuch.onnx"))
     with pytest.raises(DetectorError, match=r"unknown layout 'yolo'; known: yolox, "):
         open_detector("none", layout="yolo")

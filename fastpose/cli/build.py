@@ -11,7 +11,7 @@ from fastpose.cli.bundles import files_text, precision_text, report_lines, row, 
 from fastpose.cli.evaluate import DETECTOR
 from fastpose.cli.options import make_options, positive
 from fastpose.cli.progress import Stages
-from fastpose.engines import BUCKETS, KINDS
+from fastpose.engines import BUCKETS, KINDS, SUFFIXES
 from fastpose.engines.engine import PRECISIONS
 from fastpose.engines.options import CHOICES, Options
 from fastpose.errors import BackendError, DataError
@@ -38,7 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help=f"a pose network or detector that `fastpose models` lists, default, or {DETECTOR}",
+        help=f"a pose network or detector that `fastpose models` lists, default, or {DETECTOR}; or "
+        "a plan that was built with --refit, to make another of it with --weights",
     )
     parser.add_argument("--engine", choices=KINDS, default="openvino", help="(default: openvino)")
     parser.add_argument(
@@ -179,11 +180,32 @@ def _build(args: argparse.Namespace, stages: Stages) -> Path:
     }
     if args.calibration and args.precision != "int8":
         raise DataError(f"--calibration is for --precision int8, got {args.precision}")
+    if args.model.endswith(SUFFIXES):
+        return _refit(args, stages)
     options = make_options({name: getattr(args, name) for name in OPTIONS})
     if args.model == DETECTOR or args.model in DETECTORS:
         name = "default" if args.model == DETECTOR else args.model
         return _build_detector(args, name, options, common)
     return build_engine(args.model, buckets=args.batch or BUCKETS, options=options, **common)
+
+
+def _refit(args: argparse.Namespace, stages: Stages) -> Path:
+    from fastpose.bundles import refit_engine
+
+    if not args.weights or not args.out:
+        raise BackendError(
+            f"{args.model}: --weights FILE says what is put into a plan that has been built, --out "
+            "FILE where the new one goes"
+        )
+    return refit_engine(
+        args.model,
+        args.weights,
+        out=args.out,
+        images=args.images,
+        allow=args.allow,
+        threads=args.threads,
+        progress=stages.begin,
+    )
 
 
 def _build_detector(

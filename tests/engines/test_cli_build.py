@@ -155,6 +155,14 @@ def test_a_bundle_predicts(bundle, picture, tmp_path, capsys, suffix):
     assert json.loads(printed)["sources"][0]["people"] == 7
 
 
+def test_how_an_engine_runs_reaches_it_or_is_refused(bundle, picture, capsys):
+    words = [picture, "--detector", "none", "--mode", "throughput"]
+    line = refused(capsys, "predict", *words, "--model", "tiny", "--engine", "onnxruntime")
+    assert "mode 'throughput' has no meaning for engine 'onnxruntime'" in line
+    line = refused(capsys, "predict", *words, "--engine", bundle, "--memory", "pycuda")
+    assert "memory 'pycuda' has no meaning for engine 'openvino'" in line
+
+
 def test_nobody_is_no_run(bundle, picture, tmp_path, capsys, monkeypatch):
     from fastpose.engines.openvino import OpenVINOEngine
 
@@ -540,3 +548,21 @@ def test_ctrl_c_leaves_nothing(tiny, folder):
     assert "fastpose build: interrupted" in errors
     assert "Traceback" not in errors
     assert list(folder.iterdir()) == []
+
+
+def test_a_plan_is_refitted_or_told_why_not(tiny, tmp_path, capsys):
+    build = ("build", "tiny", "--threads", "1", "--out", str(tmp_path / "mine.onnx"))
+    assert main(list(build)) == 0
+    capsys.readouterr()
+    refit = ["build", str(tmp_path / "mine.onnx")]
+    for words, reason in (
+        ([], "--weights FILE says what is put into a plan that has been built"),
+        (
+            ["--weights", "own.safetensors", "--out", str(tmp_path / "new.onnx")],
+            "refit: the engine was built without this option",
+        ),
+    ):
+        assert main([*refit, *words]) == 2
+        out, err = capsys.readouterr()
+        assert (out, err.count("\n")) == ("", 1)
+        assert reason in err

@@ -269,7 +269,8 @@ def test_no_runtime_at_all(tiny, monkeypatch):
 
 @pytest.mark.skipif("tensorrt" in sys.modules, reason="says something else where it is installed")
 def test_tensorrt_is_refused_in_one_line(tiny):
-    with pytest.raises(BackendError, match=r"cannot run; install the extra fastpose-inference\[tensorrt\]") as error:
+    wanted = r"cannot run; install the extra fastpose-inference\[tensorrt\]"
+    with pytest.raises(BackendError, match=wanted) as error:
         open_engine("tiny", kind="tensorrt")
     assert "\n" not in str(error.value)
 

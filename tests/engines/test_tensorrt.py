@@ -24,7 +24,7 @@ from fastpose import engines
 from fastpose.crop import cut_windows, sample_counts
 from fastpose.engines import source
 from fastpose.engines.engine import Job, Request
-from fastpose.engines.manifest import Manifest
+from fastpose.engines.manifest import Manifest, file_hash, hash_files
 from fastpose.engines.options import Options
 from fastpose.errors import BackendError, EngineError
 from fastpose.geometry import boxes_to_affines
@@ -851,6 +851,34 @@ def test_a_bundle_comes_to_be_and_is_opened_as_it_was_built(place, tiny) -> None
     place.memory.gpu = "Double 2"
     with pytest.raises(EngineError, match=r"gpu: .* built for Double 1, this machine has Double 2"):
         engines.load_engine(path)
+
+
+def test_a_bundle_is_refitted_with_all_that_belongs_to_it(place, tiny) -> None:
+    from fastpose.bundles import build_engine, refit_engine
+    from fastpose.engines.build import random_network
+    from fastpose.models.weights import save_weights
+
+    options, weights = Options(refit=True), place.folder / "own.safetensors"
+    old = place.folder / "old.plan"
+    save_weights(random_network("tiny").state_dict(), weights)
+    path = build_engine("tiny", engine="tensorrt", options=options, out=old, allow=True)
+    before = Manifest.load(path)
+    companion = place.folder / "old.notes.txt"
+    companion.write_text("{}")
+    replace(before, files=hash_files([old, companion])).save(path)
+    new = refit_engine(path, weights, out=place.folder / "new.plan", allow=True)
+    manifest = Manifest.load(new)
+    assert list(manifest.files) == ["new.plan", "new.notes.txt"]
+    assert manifest.weights_hash == file_hash(weights) != before.weights_hash
+    assert (manifest.options, manifest.ties) == (before.options, before.ties)
+    assert "refit_from_file" in [name for name, *_ in place.state.calls]
+    with pytest.raises(EngineError, match="is not what the module is"):
+        refit_engine(path, weights, out=place.folder / "third.plan")
+    edited = replace(before, options=Options())
+    edited.save(path)
+    with pytest.raises(BackendError, match="refit: the engine was built without this option"):
+        refit_engine(path, weights, out=place.folder / "third.plan")
+    assert not (place.folder / "third.plan").exists()
 
 
 # The double itself
