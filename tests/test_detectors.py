@@ -310,6 +310,19 @@ def test_int8_is_calibrated_counted_and_taken_from_the_cache(tiny, pictures, cap
         np.testing.assert_array_equal(detector([frame])[0].boxes, boxes.boxes)
 
 
+def test_what_calibrates_is_kept_though_its_buffer_is_used_again(whole):
+    from fastpose.detectors import _Recorder
+    from fastpose.engines import open_graph
+
+    recorder = _Recorder(open_graph(whole / "det.rpn.onnx", threads=1))
+    image = np.zeros((1, 3, 320, 320), np.float32)
+    for value in (1, 2):
+        image[:] = value
+        recorder({"image": image})
+    recorder.close()
+    assert [sample.max() for sample in recorder.samples] == [1, 2]
+
+
 def test_the_cache_builds_once_and_mends_itself(tiny, pictures, capsys):
     words = ["build", "fpn-tiny", "--threads", "1", "--images", pictures, "--allow", "--json"]
     first, again = (json.loads(run(capsys, *words)[1]) for _ in range(2))
