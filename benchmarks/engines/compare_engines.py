@@ -11,9 +11,9 @@ the runtimes bring threads of their own: keep the machine quiet.
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -22,7 +22,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from fastpose.engines.source import find_weights
 from fastpose.engines.verify import Verification, verify_pictures
 from fastpose.errors import FastposeError
 from fastpose.fixtures import Fixtures, windows
+from fastpose.machine import machine, versions
 from fastpose.models import model_spec
 
 BASE = "torch module f32"
@@ -244,19 +244,37 @@ def main() -> None:
             load.append(round(os.getloadavg()[0], 2))
     print_table(rows)
     if args.out:
-        names = ("torch", "openvino", "onnxruntime", "nncf", "numpy")
         document = {
+            "machine": machine(),
+            "versions": versions(),
+            "date": datetime.date.today().isoformat(),
+            "command": command(args),
+            "check": "joints beside those of the torch module in f32, before anything was timed",
             "model": spec.name,
             "data": pictures.name,
             "windows": len(pictures),
             "threads": args.threads,
             "rounds": args.rounds,
             "load": load,
-            "cores": os.cpu_count(),
-            "versions": {"python": platform.python_version()} | {n: version(n) for n in names},
             "rows": rows,
         }
         args.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def command(args: argparse.Namespace) -> str:
+    """How the file was made, folders by their last name."""
+
+    def short(text: str) -> str:
+        kind, colon, path = text.rpartition(":")
+        return f"{kind}{colon}{Path(path).name}"
+
+    words = ["python benchmarks/engines/compare_engines.py", args.model]
+    words += [f"--calibration {short(args.calibration)}"] if args.calibration else []
+    words += [f"--data {short(args.data)}"] if args.data else []
+    words += [f"--limit {args.limit}"] if args.limit else []
+    words += [f"--threads {args.threads}"] if args.threads else []
+    words += ["--only " + " ".join(f'"{name}"' for name in args.only)] if args.only else []
+    return " ".join(words)
 
 
 if __name__ == "__main__":
