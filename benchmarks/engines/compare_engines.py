@@ -256,7 +256,7 @@ def main() -> None:
             "threads": args.threads,
             "rounds": args.rounds,
             "load": load,
-            "rows": rows,
+            "rows": [{"name": name, **row} for name, row in rows.items()],
         }
         args.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
