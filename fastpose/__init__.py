@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastpose import errors, ops
-    from fastpose.bundles import build_engine, verify_engine
+    from fastpose.bundles import build_engine, refit_engine, verify_engine
     from fastpose.detectors import build_detector
     from fastpose.engines import Options, load_engine
     from fastpose.models import create, list_detectors, list_models
@@ -34,6 +34,7 @@ __all__ = [
     "list_models",
     "load_engine",
     "ops",
+    "refit_engine",
     "verify_engine",
 ]
 __version__ = "0.1.0"
@@ -50,6 +51,7 @@ _HOMES = {
     "list_detectors": "fastpose.models",
     "list_models": "fastpose.models",
     "load_engine": "fastpose.engines",
+    "refit_engine": "fastpose.bundles",
     "verify_engine": "fastpose.bundles",
 }
 

@@ -18,8 +18,10 @@ from fastpose.engines import (
     Engine,
     Manifest,
     Options,
+    asked_precision,
     changed_spec,
     choose_runtime,
+    likely_kind,
     load_engine,
     names_file,
     open_engine,
@@ -114,7 +116,7 @@ def build_engine(
     ties = runtime.ties(options, device)
     suffix = runtime.suffix(precision, options)
     tell = progress or (lambda stage: None)
-    given = _calibration(spec, precision, calibration, tell)
+    given = _calibration(spec, precision, calibration, threads, tell)
     job = Job(
         spec=spec,
         weights=file,
@@ -134,14 +136,14 @@ def build_engine(
             lambda path: runtime.build(job, path),
             lambda path: _open(kind, job, path, weights_hash, tell),
             ties,
-            verify=lambda opened: _verified(opened, file, images, allow, tell),
+            verify=lambda opened: _verified(opened, file, images, allow, threads, tell),
             calibration=_hash(given),
         )
 
     if out is not None:
         check_bundle_name(Path(out), suffix)
         return write(Path(out))
-    target = built_file(plain, kind, precision, weights_hash, options, ties, suffix)
+    target = built_file(plain, kind, precision, weights_hash, options, ties, device, suffix)
     with building(target):
         path = target.with_suffix(".json")
         if not rebuild and _is_built(path, job, _hash(given)):
@@ -184,7 +186,7 @@ def refit_engine(
     manifest, path = read_bundle(Path(path))
     file, out = Path(weights), Path(out)
     options = manifest.options
-    if not options.refit:
+    if not isinstance(manifest, Manifest) or not options.refit:
         raise BackendError(f"{path}: refit: the engine was built without this option")
     kind = choose_runtime(manifest.kind, KINDS)
     runtime = runtime_module(kind)
@@ -218,7 +220,7 @@ def refit_engine(
         make,
         lambda target: _open(kind, job, target, weights_hash, tell),
         manifest.ties,
-        verify=lambda opened: _verified(opened, file, images, allow, tell),
+        verify=lambda opened: _verified(opened, file, images, allow, threads, tell),
     )
 
 
@@ -314,7 +316,7 @@ def open_or_build(
         spec = source.read_spec(weights) if weights else model_spec(str(model))
         build_engine(
             spec.name,
-            engine=kind,
+            engine=likely_kind(kind, device),
             precision=_best_precision(spec, weights) if precision == "auto" else precision,
             device=device,
             buckets=buckets,
@@ -356,7 +358,7 @@ def _build_again(path: Path, threads: int | None, progress: Tell | None) -> None
     build_engine(
         manifest.name,
         engine=manifest.kind,
-        precision=manifest.precision,
+        precision=asked_precision(manifest),
         device=manifest.device,
         buckets=manifest.buckets,
         options=manifest.options,
@@ -375,7 +377,11 @@ def _for_a_file(kind: str, options: Options) -> Options:
 
 
 def _calibration(
-    spec: ModelSpec, precision: str, pictures: str | Path | None, tell: Tell
+    spec: ModelSpec,
+    precision: str,
+    pictures: str | Path | None,
+    threads: int | None,
+    tell: Tell,
 ) -> Floats | None:
     if precision != "int8":
         if pictures is not None:
@@ -387,8 +393,8 @@ def _calibration(
             "calibration"
         )
     tell("read pictures")
-    found = fixtures.windows(spec, pictures, limit=CALIBRATION_WINDOWS, split="train")
-    return found.windows
+    most = CALIBRATION_WINDOWS
+    return fixtures.windows(spec, pictures, limit=most, threads=threads, split="train").windows
 
 
 def _hash(windows: Floats | None) -> str:
@@ -427,7 +433,12 @@ def _open(kind: str, job: Job, path: Path, weights_hash: str, tell: Tell) -> Eng
 
 
 def _verified(
-    engine: Engine, weights: Path | None, images: str | Path | None, allow: bool, tell: Tell
+    engine: Engine,
+    weights: Path | None,
+    images: str | Path | None,
+    allow: bool,
+    threads: int | None,
+    tell: Tell,
 ) -> dict[str, Any]:
     """The report of an engine that may be used.
 
@@ -435,8 +446,9 @@ def _verified(
         EngineError: it is over the bounds, and nobody allows that.
     """
     tell("verify")
-    pictures = fixtures.windows(engine.manifest.spec, images, limit=VERIFIED_WINDOWS)
-    found = verify_pictures(engine, pictures, weights=weights)
+    spec, most = engine.manifest.spec, VERIFIED_WINDOWS
+    pictures = fixtures.windows(spec, images, limit=most, threads=threads)
+    found = verify_pictures(engine, pictures, weights=weights, threads=threads)
     if not found.passed and not allow:
         raise EngineError(
             f"{engine.manifest.name} in {engine.manifest.kind} is not what the module is: "

@@ -187,6 +187,7 @@ class _Work:
             self._weights_hash,
             Options(),
             self._ties,
+            self.device,
             ".json",
         )
 

@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="the runtime's file (.onnx; .xml for int8 of openvino, .pt2 of torch, .plan of "
         "tensorrt), of a detector the .json beside its two (default: in the user's cache, where "
-        "--engine and --precision of the other verbs find it)",
+        "the other verbs find what they can only run when it was built)",
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: auto)")
     parser.add_argument(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import sys
 import warnings
 from contextlib import contextmanager
@@ -14,7 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastpose.engines import source
-from fastpose.engines.bundle import check_bundle_name, find_built, write_bundle
+from fastpose.engines.bundle import (
+    check_bundle_name,
+    find_built,
+    folder_lock,
+    write_bundle,
+)
 from fastpose.engines.engine import BuiltGraph, Engine, Graph, Request, check_threads
 from fastpose.engines.manifest import (
     DetectorManifest,
@@ -126,9 +132,7 @@ def open_halves(
         threads: as there.
     """
     check_threads(threads)
-    if kind == "auto" and device.startswith("cuda"):
-        kind = "torch"
-    kind = choose_runtime(kind, HALF_KINDS)
+    kind = choose_runtime(likely_kind(kind, device), HALF_KINDS)
     if precision == "int8":
         path = _find_bundle(spec, Path(weights) if weights else None, kind, device, precision)
         return open_detector_bundle(path, device=device, threads=threads)[1:]
@@ -245,7 +249,8 @@ def open_engine(
         device: "auto" (the CPU) or the runtime's name of a device.
         precision: "f32", "bf16", "f16", "int8", or "auto": a low precision where the runtime lists
             it for the device and the model's card records that it is accurate enough, else "f32".
-        buckets: batch sizes to compile for, each when it is first needed; a bundle has its own.
+        buckets: batch sizes to compile for, each when it is first needed; a bundle, one of the
+            cache too, has its own.
         threads: of the runtime; None leaves the number to it.
         single_view: look at each person once, where the published procedure joins several views:
             a fraction of the time, and less accurate.
@@ -262,9 +267,7 @@ def open_engine(
     if weights is None and names_file(model):
         return _open_bundle(Path(model), kind, device, precision, threads, single_view, options)
     spec = source.read_spec(weights) if weights else model_spec(str(model))
-    if kind == "auto" and device.startswith("cuda"):
-        kind = "torch"
-    kind = choose_runtime(kind, KINDS)
+    kind = choose_runtime(likely_kind(kind, device), KINDS)
     options = options or Options()
     options.check(kind)
     if kind == "tensorrt" or precision == "int8" or options.compile == "aot":
@@ -292,6 +295,11 @@ def open_engine(
         options=options,
     )
     return open_request(kind, request)
+
+
+def likely_kind(kind: str, device: str) -> str:
+    """The runtime that is asked for; on CUDA "auto" is torch."""
+    return "torch" if kind == "auto" and device.startswith("cuda") else kind
 
 
 def changed_spec(spec: ModelSpec, options: Options) -> ModelSpec:
@@ -326,7 +334,7 @@ def _find_bundle(
     ties = runtime_module(kind).ties(options, device)
     weights_hash = source.hash_of_weights(spec, weights)
     for choice in AUTO_PRECISIONS if precision == "auto" else (precision,):
-        path = find_built(spec, kind, choice, weights_hash, options, ties)
+        path = find_built(spec, kind, choice, weights_hash, options, ties, device)
         if path and (precision != "auto" or (read_manifest(path).report or {}).get("passed")):
             return path
     asked = "" if precision == "auto" else f" --precision {precision}"
@@ -380,6 +388,9 @@ def load_engine(
     options: Options | None = None,
 ) -> Engine:
     """Open a bundle that `fastpose.build_engine` or `wrap_network` wrote, as it was built.
+
+    Files of torch (.pt2) and TensorRT (.plan) hold code for this machine, which runs: open only
+    those whose source is trusted.
 
     Args:
         path: its manifest, or the runtime's file beside it.
@@ -497,12 +508,13 @@ def _open_bundle(
         file=path.parent / manifest.file,
         weights_hash=manifest.weights_hash,
         device=place,
-        precision=manifest.precision,
+        precision=asked_precision(manifest),
         passed=frozenset(),
         buckets=manifest.buckets,
         threads=threads,
         options=manifest.options.with_run(options),
     )
+    _warn_of_failed(manifest, path)
     engine = open_request(kind, request)
     if engine.manifest.precision != manifest.precision:
         engine.close()
@@ -511,6 +523,19 @@ def _open_bundle(
             f"this machine runs it in {engine.manifest.precision}"
         )
     return engine
+
+
+def asked_precision(manifest: Manifest) -> str:
+    """What a bundle was to compute in; where that was left open, what it does."""
+    asked = manifest.precision_asked
+    return manifest.precision if asked == "auto" else asked
+
+
+def _warn_of_failed(manifest: Manifest | DetectorManifest, path: Path) -> None:
+    report = manifest.report
+    if report and not report.get("passed"):
+        reasons = "; ".join(map(str, report.get("reasons", ())))
+        warnings.warn(f"{path}: was kept though it did not pass: {reasons}", stacklevel=4)
 
 
 def _checked_place(
@@ -531,7 +556,8 @@ def _checked_place(
     place = manifest.device if device == "auto" else device
     runtime = runtime_module(choose_runtime(manifest.kind, KINDS))
     manifest.check_ties(path, runtime.ties(manifest.options, place, manifest.ties))
-    manifest.check_files(path)
+    with folder_lock(path.parent, fcntl.LOCK_SH):
+        manifest.check_files(path)
     return place
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 from fastpose.engines import source
 from fastpose.engines.manifest import DetectorManifest, Manifest, file_hash, hash_files
 from fastpose.engines.options import Options
-from fastpose.errors import EngineError
+from fastpose.errors import EngineError, FastposeError
 from fastpose.models.spec import DetectorSpec, ModelSpec
 
 
@@ -84,9 +85,27 @@ def write_bundle(
             calibration=calibration,
         )
         manifest.save(description)
-        for file in (*files, description):
-            file.replace(out.with_name(file.name))
+        with folder_lock(out.parent, fcntl.LOCK_EX):
+            for file in (*files, description):
+                file.replace(out.with_name(file.name))
     return path
+
+
+@contextmanager
+def folder_lock(folder: Path, operation: int) -> Iterator[None]:
+    """Keep a bundle whole while its files change, and others from reading it meanwhile.
+
+    Args:
+        folder: where it lies.
+        operation: `fcntl.LOCK_EX` to change it, `fcntl.LOCK_SH` to read it.
+    """
+    place = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # not every file system has locks; hashes then tell
+            fcntl.flock(place, operation)
+        yield
+    finally:
+        os.close(place)
 
 
 @contextmanager
@@ -97,6 +116,8 @@ def _workshop(out: Path) -> Iterator[Path]:
             prefix=f".{out.stem}.", suffix=".part", dir=out.parent, ignore_cleanup_errors=True
         ) as folder:
             yield Path(folder)
+    except FastposeError:
+        raise
     except OSError as error:
         raise EngineError(f"{out}: cannot be written: {error.strerror or error}") from None
 
@@ -143,6 +164,7 @@ def built_file(
     weights_hash: str,
     options: Options,
     ties: Mapping[str, str],
+    device: str,
     suffix: str,
 ) -> Path:
     """Where in the user's cache the engine lies, or would, that is built from these.
@@ -153,7 +175,9 @@ def built_file(
         precision: one of `PRECISIONS`.
         weights_hash: as in `Manifest`.
         options: those that the file depends on count.
-        ties: as in `Manifest`: another version or device has another file.
+        ties: as in `Manifest`: another version or GPU has another file.
+        device: "auto" or the runtime's name of a device: what was verified on one is not on
+            another.
         suffix: of the runtime's own file.
     """
     parts = [
@@ -163,6 +187,7 @@ def built_file(
         weights_hash,
         json.dumps(options.build_flags(), sort_keys=True),
         json.dumps(dict(ties), sort_keys=True),
+        _device_name(kind, device),
         *map(file_hash, _sources()),
     ]
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
@@ -177,10 +202,18 @@ def find_built(
     weights_hash: str,
     options: Options,
     ties: Mapping[str, str],
+    device: str,
 ) -> Path | None:
     """The manifest of `built_file`, if it has been built; arguments as there."""
-    path = built_file(spec, kind, precision, weights_hash, options, ties, ".json")
+    path = built_file(spec, kind, precision, weights_hash, options, ties, device, ".json")
     return path if path.is_file() else None
+
+
+def _device_name(kind: str, device: str) -> str:
+    """The device as one name, whichever of its names was used."""
+    default = "cuda" if kind == "tensorrt" else "cpu"
+    name = default if device == "auto" else device.lower()
+    return name.removesuffix(":0")
 
 
 @contextmanager
@@ -207,6 +240,7 @@ def remove_stale(out: Path) -> None:
 
 
 def _sources() -> list[Path]:
-    """The code that a file follows from: of the networks and of the runtimes."""
-    folders = (import_module("fastpose.models").__file__, __file__)
-    return [path for file in folders for path in sorted(Path(str(file)).parent.glob("*.py"))]
+    """The code that a file follows from: of the networks, the kernels and the runtimes."""
+    packages = ("fastpose.models", "fastpose.ops", "fastpose.engines")
+    folders = [Path(str(import_module(name).__file__)).parent for name in packages]
+    return [path for folder in folders for path in sorted(folder.rglob("*.py"))]

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, TypeVar
 
 from fastpose import __version__
 from fastpose.engines.options import Options
-from fastpose.errors import EngineError, ModelError, UnbuiltError
+from fastpose.errors import EngineError, FastposeError, ModelError, UnbuiltError
 from fastpose.models.spec import DetectorSpec, ModelSpec
 
 SCHEMA = 2
@@ -121,16 +121,20 @@ class Description:
             path: of the manifest; the files lie beside it.
 
         Raises:
-            EngineError: a file is missing or another one; the text names it.
+            EngineError: the manifest names no file beside it.
+            UnbuiltError: a file is missing or another one; the text names it.
         """
         if not self.files:
             raise EngineError(f"{path}: files: the manifest names none")
         for name, wanted in self.files.items():
             if Path(name).name != name:
                 raise EngineError(f"{path}: files: {name!r} is no name of a file beside it")
-            found = file_hash(path.parent / name)
+            try:
+                found = file_hash(path.parent / name)
+            except EngineError as error:
+                raise UnbuiltError(str(error)) from None
             if found != wanted:
-                raise EngineError(
+                raise UnbuiltError(
                     f"{path}: files: {name}: the manifest has {str(wanted)[:12]}, the file has "
                     f"{found[:12]}; build it again"
                 )
@@ -145,7 +149,8 @@ class Description:
         Raises:
             UnbuiltError: the text names the field, what the manifest has and what was found.
         """
-        for name, wanted in self.ties.items():
+        for name in {**self.ties, **here}:  # a file that tells of none is not free to run
+            wanted = self.ties.get(name, "nothing that is told")
             found = here.get(name, "nothing of the kind")
             if found != wanted:
                 raise UnbuiltError(
@@ -295,6 +300,8 @@ def replaced(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.replace(path)
+    except FastposeError:
+        raise
     except OSError as error:
         raise EngineError(f"{path}: cannot be written: {error.strerror}") from None
     finally:

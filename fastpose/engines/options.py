@@ -117,10 +117,12 @@ class Options:
         return {name: value for name, value in self.to_dict().items() if name not in _RUN}
 
     def with_run(self, other: Options | None) -> Options:
-        """These, opened as `other` says; None changes nothing."""
-        if other is None:
-            return self
-        return Options(**{**self.to_dict(), **{name: getattr(other, name) for name in _RUN}})
+        """These, of a file, opened as `other` says; None changes nothing but `host_code`.
+
+        Whether a file's code may run is for whoever opens it to say, and not for the file.
+        """
+        run = {name: getattr(other, name) for name in _RUN} if other else {"host_code": False}
+        return Options(**{**self.to_dict(), **run})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as a manifest keeps them."""

@@ -15,8 +15,8 @@ from tiny_network import TINY, make_tiny, write_card
 import fastpose
 from fastpose import bundles, models
 from fastpose.bundles import build_engine, verify_engine
-from fastpose.engines import Manifest, Options, load_engine, open_engine
-from fastpose.errors import BackendError, EngineError, UnbuiltError
+from fastpose.engines import Manifest, Options, asked_precision, load_engine, open_engine
+from fastpose.errors import BackendError, EngineError, FrameError, UnbuiltError
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxruntime")
@@ -137,6 +137,7 @@ def test_build_from_given_weights(tiny, tmp_path, folder):
         ({"files": {"gone.onnx": "0" * 64}}, "gone.onnx: cannot be read"),
         ({"files": {"../mine.onnx": "0" * 64}}, "is no name of a file beside it"),
         ({"files": {}}, "files: the manifest names none"),
+        ({"ties": {}}, "the engine was built for nothing that is told, this machine has"),
         ({"report": 3}, "report must be a JSON object, got 3"),
         ({"precision": "f64"}, "f64"),
     ],
@@ -236,6 +237,16 @@ def test_a_build_that_is_broken_off_leaves_what_was_there(tiny, folder, monkeypa
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
 
 
+def test_a_picture_that_cannot_be_read_is_no_fault_of_the_folder(tiny, folder, monkeypatch):
+    def unreadable(*args, **options):
+        raise FrameError("street.jpg: cannot be read")
+
+    monkeypatch.setattr(bundles.fixtures, "windows", unreadable)
+    with pytest.raises(FrameError, match=r"^street\.jpg: cannot be read$"):
+        build_engine("tiny", out=folder / "a.onnx")
+    assert list(folder.iterdir()) == []
+
+
 # Verification decides
 
 
@@ -294,6 +305,11 @@ def test_a_damaged_entry_is_built_again(tiny, builds):
     path.with_suffix(".onnx").write_bytes(b"half")
     assert build_engine("tiny") == path
     assert len(builds) == 2
+    path.with_suffix(".onnx").unlink()
+    with pytest.raises(UnbuiltError, match=r"tiny\.onnx: cannot be read"):
+        bundles.load_engine(path)
+    bundles.open_or_build(path, threads=1).close()
+    assert len(builds) == 3
     assert load_engine(path).manifest.name == "tiny"
 
 
@@ -368,6 +384,53 @@ def test_two_processes_build_an_entry_once(tiny):
     assert sorted(map(len, outs)) == [1, 2], "one of them builds, the other waits"
     assert outs[0][-1] == outs[1][-1]
     assert load_engine(outs[0][-1]).manifest.name == "tiny"
+
+
+def test_another_device_is_another_entry(tiny):
+    from fastpose.engines.bundle import built_file
+
+    def place(kind, device):
+        return built_file(TINY, kind, "f32", "", Options(), {}, device, ".json")
+
+    assert place("onnxruntime", "cpu") == place("onnxruntime", "auto")
+    assert place("onnxruntime", "CPU") == place("onnxruntime", "cpu")
+    assert place("tensorrt", "auto") == place("tensorrt", "cuda:0")
+    assert place("onnxruntime", "cuda") != place("onnxruntime", "cpu")
+    assert place("tensorrt", "cuda:1") != place("tensorrt", "cuda")
+
+
+def test_an_entry_depends_on_the_kernels_code(tiny, monkeypatch):
+    from fastpose.engines import bundle
+
+    names = {path.name for path in bundle._sources()}
+    assert {"decode.py", "cubin.py", "quantize.py", "cpn_light.py", "openvino.py"} <= names
+
+
+# What a file may say of itself
+
+
+def test_a_file_does_not_allow_its_own_code():
+    kept = Options(version_compatible=True, host_code=True)
+    assert kept.with_run(None) == Options(version_compatible=True)
+    assert kept.with_run(Options(memory="pycuda")).host_code is False
+    assert kept.with_run(Options(host_code=True)).host_code is True
+
+
+def test_what_was_asked_is_still_known_when_it_is_opened(tiny, folder):
+    path = build_engine("tiny", out=folder / "a.onnx", threads=1)
+    for asked, found in (("f32", "f32"), ("auto", "f32"), ("bf16", "bf16")):
+        manifest = replace(Manifest.load(path), precision_asked=asked)
+        assert asked_precision(manifest) == found
+    opened = load_engine(path, threads=1)
+    assert opened.manifest.precision_asked == "f32"
+
+
+def test_a_bundle_that_did_not_pass_is_told(tiny, folder):
+    path = build_engine("tiny", out=folder / "a.onnx", threads=1)
+    report = {**json.loads(path.read_text())["report"], "passed": False, "reasons": ["far off"]}
+    edit(path, report=report)
+    with pytest.warns(UserWarning, match=r"a\.json: was kept though it did not pass: far off"):
+        load_engine(path, threads=1)
 
 
 # Building when asked
