@@ -2,8 +2,10 @@
 
 What cannot be given the provider that was asked for is an error, where the library goes on without
 it and only its log says so. The "tensorrt" provider compiles for the batch sizes 1 to the largest
-when it is opened, keeps that in the user's cache, and gives "cuda" what it cannot run itself; in
-"f32" it may round to TF32, which it has no switch for.
+when it is opened, keeps that in the user's cache, and gives "cuda" what it cannot run itself. It
+offers "f32" alone, in which it may round to TF32, which it has no switch for: for half precision it
+has a switch that leaves the types to TensorRT, which then rounds what the graph keeps in float32
+and tells of no layer. `fastpose.engines.tensorrt` keeps to the graph's types.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from fastpose.engines.engine import (
     find_ports,
     split,
 )
-from fastpose.engines.manifest import Manifest, hash_files, versions_of
+from fastpose.engines.manifest import Manifest, file_hash, hash_files, versions_of
 from fastpose.engines.options import Options
 from fastpose.engines.source import cache_folder, find_graph
 from fastpose.errors import BackendError, EngineError
@@ -48,7 +50,7 @@ PROVIDERS = {
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
 }
-OFFERED = {"cpu": ("f32",), "cuda": ("f32", "f16"), "tensorrt": ("f32", "f16")}
+OFFERED = {"cpu": ("f32",), "cuda": ("f32", "f16"), "tensorrt": ("f32",)}
 TYPES = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
@@ -147,7 +149,7 @@ class ONNXRuntimeEngine(BufferedEngine):
         precision = choose_precision(request, "onnxruntime", str(place), offered)
         self._path, self._place = request.file, place
         self._stream = _own_stream(place)
-        settings = _settings(request.file, place, precision, request.buckets[-1], request.spec)
+        settings = _settings(request.file, place, request.buckets[-1], request.spec)
         if self._stream is not None:
             settings |= {
                 "has_user_compute_stream": "1",
@@ -300,13 +302,13 @@ def ties(options: Options, device: str, built: Mapping[str, str] | None = None) 
     return {"onnxruntime": ort.__version__.partition(".")[0]}
 
 
-def _settings(
-    path: Path, place: Place, precision: str, largest: int, spec: ModelSpec
-) -> dict[str, str]:
+def _settings(path: Path, place: Place, largest: int, spec: ModelSpec) -> dict[str, str]:
     """A provider's options for a pose network."""
     if place.provider != "tensorrt":
         return {}
-    folder = cache_folder() / "onnxruntime-tensorrt"
+    timings = cache_folder() / "onnxruntime-tensorrt"
+    # the runtime's own key knows the nodes of a graph, but not the weights in it
+    folder = timings / file_hash(path)[:16]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -318,11 +320,11 @@ def _settings(
         f"{port.name}:{batch or count}x3x{spec.size[0]}x{spec.size[1]}" for count in (1, largest)
     )
     return {
-        "trt_fp16_enable": str(int(precision == "f16")),
+        "trt_fp16_enable": "0",
         "trt_engine_cache_enable": "1",
         "trt_engine_cache_path": str(folder),
         "trt_timing_cache_enable": "1",
-        "trt_timing_cache_path": str(folder),
+        "trt_timing_cache_path": str(timings),
         "trt_profile_min_shapes": least,
         "trt_profile_opt_shapes": most,
         "trt_profile_max_shapes": most,

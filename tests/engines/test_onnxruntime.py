@@ -199,7 +199,7 @@ def test_options_of_the_providers(graph, monkeypatch, tmp_path):
             "trt_engine_cache_enable": "1",
             "trt_engine_cache_path": folder,
             "trt_timing_cache_enable": "1",
-            "trt_timing_cache_path": folder,
+            "trt_timing_cache_path": str(Path(folder).parent),
             "trt_profile_min_shapes": "image:1x3x16x24",
             "trt_profile_opt_shapes": "image:4x3x16x24",
             "trt_profile_max_shapes": "image:4x3x16x24",
@@ -207,6 +207,22 @@ def test_options_of_the_providers(graph, monkeypatch, tmp_path):
     )
     assert engine.manifest.device == "tensorrt:1"
     assert_close(engine(images(5)), expected(images(5)))
+
+
+def test_what_tensorrt_compiled_belongs_to_one_file(graph, monkeypatch, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    library = Library(monkeypatch, [TENSORRT, CUDA, CPU], [TENSORRT, CUDA, CPU])
+    other, model = tmp_path / graph.name, onnx.load(graph)  # the same nodes, other weights
+    weights = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    weights.raw_data = (np.frombuffer(weights.raw_data, np.float32) * 2).tobytes()
+    onnx.save(model, other)
+    folders = []
+    for path in (graph, other, graph):
+        runtime.ONNXRuntimeEngine(request(path, device="tensorrt"))
+        settings = library.calls[-1][0][1]
+        folders.append(settings["trt_engine_cache_path"])
+    assert folders[0] == folders[2] != folders[1]
 
 
 def test_work_goes_to_a_stream_that_torch_knows(graph, monkeypatch):
@@ -303,9 +319,14 @@ def half_on_the_cpu(monkeypatch):
     monkeypatch.setitem(runtime.OFFERED, "cpu", ("f32", "f16"))
 
 
-@pytest.mark.parametrize("precision", ["bf16", "int8"])
-@pytest.mark.parametrize("device", ["cpu", "cuda", "tensorrt"])
-def test_a_precision_that_no_provider_has(graph, device, precision):
+@pytest.mark.parametrize(
+    ("device", "precision"),
+    [
+        *((device, low) for device in ("cpu", "cuda", "tensorrt") for low in ("bf16", "int8")),
+        ("tensorrt", "f16"),  # whose switch for it does not keep to the graph's types
+    ],
+)
+def test_a_precision_that_a_provider_has_not(graph, device, precision):
     with pytest.raises(BackendError, match=f"'{precision}' cannot run in onnxruntime on {device}"):
         runtime.ONNXRuntimeEngine(request(graph, device=device, precision=precision))
 
@@ -363,8 +384,10 @@ def test_build_refuses_what_would_not_run(tiny, tmp_path):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("device", ["cuda", "tensorrt"])
-@pytest.mark.parametrize(("precision", "tolerance"), [("f32", 1e-3), ("f16", 1e-2)])
+@pytest.mark.parametrize(
+    ("device", "precision", "tolerance"),
+    [("cuda", "f32", 1e-3), ("cuda", "f16", 1e-2), ("tensorrt", "f32", 1e-3)],
+)
 def test_on_cuda(tiny, device, precision, tolerance):
     if runtime.PROVIDERS[device] not in ort.get_available_providers():
         pytest.skip("needs onnxruntime-gpu")
