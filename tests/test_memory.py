@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from device_fakes import STREAM, Bindings, PyCUDA
+from device_fakes import STREAM, Bindings, Driver, PyCUDA
 
 from fastpose.engines import memory
 from fastpose.engines.memory import DeviceArray, open_memory
 from fastpose.errors import BackendError, EngineError
+from fastpose.ops import cubin
 
 ROOT = Path(__file__).parents[1]
 SOURCE = Path(memory.__file__)
@@ -50,6 +51,19 @@ def test_what_is_uploaded_comes_down(library):
     gc.collect()
     assert not fake.stack
     assert fake.rooms.rooms == {}
+
+
+def test_streams_of_others_are_waited_for_in_the_context(library, monkeypatch):
+    kind, fake = library
+    opened, driver, waited = open_memory(kind), Driver(), []
+    monkeypatch.setattr(cubin, "_driver", lambda: driver)
+    driver._cuStreamSynchronize = lambda stream: waited.append((stream.value, len(fake.stack)))
+    opened.wait_for(99)
+    assert waited == [(99, 1)]
+    driver.fail = "cuStreamSynchronize"
+    with pytest.raises(EngineError, match="cuStreamSynchronize: CUDA_ERROR_INVALID_VALUE"):
+        opened.wait_for(99)
+    assert not fake.stack
 
 
 def test_the_primary_context_is_pushed_and_popped_round_each_call(library):
@@ -327,7 +341,7 @@ def test_memory_is_shared_with_torch(kind):
     assert tensor.data_ptr() == array.address
     np.testing.assert_array_equal(tensor.cpu().numpy(), host)
     tensor *= 2  # written by torch, read by the library
-    torch.cuda.synchronize()
+    opened.wait_for(torch.cuda.current_stream().cuda_stream)
     found = opened.host((5, 7), "float32")
     opened.download(array, found)
     opened.synchronize()

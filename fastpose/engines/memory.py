@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastpose.errors import BackendError, EngineError
-from fastpose.ops.cubin import driver_version
+from fastpose.ops.cubin import driver_version, synchronize_stream
 
 HostArray = npt.NDArray[Any]
 
@@ -163,6 +163,15 @@ class DeviceMemory(ABC):
     def synchronize(self) -> None:
         """Wait for what is enqueued on `stream`."""
 
+    def wait_for(self, stream: int) -> None:
+        """Wait for what is enqueued on any stream of the device, by its handle.
+
+        Raises:
+            EngineError: something on it has failed.
+        """
+        with self.current():
+            synchronize_stream(stream)
+
     def close(self) -> None:  # noqa: B027 -- what has nothing of its own has nothing to free
         """Let go of the stream and the context; arrays live on as long as somebody has them."""
 
@@ -299,6 +308,14 @@ class TorchMemory(DeviceMemory):
     def synchronize(self) -> None:
         """See `DeviceMemory.synchronize`."""
         self._torch.cuda.current_stream(self._device).synchronize()
+
+    def wait_for(self, stream: int) -> None:
+        """See `DeviceMemory.wait_for`."""
+        torch = self._torch
+        try:
+            torch.cuda.ExternalStream(stream, device=self._device).synchronize()
+        except RuntimeError as error:
+            raise EngineError(f"torch: {_first_line(error)}") from None
 
     def _flat(self, array: HostArray) -> Any:
         return self._torch.from_numpy(array.reshape(-1).view(np.uint8))

@@ -14,9 +14,11 @@ import json
 import logging
 import platform
 import re
+import threading
+import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
 
@@ -43,6 +45,10 @@ LEAST_CAPABILITY = {"f32": (0, 0), "bf16": AMPERE, "f16": (5, 3), "int8": (6, 1)
 FLOATS = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "FP8": "float8"}
 WINDOW_TYPES = ("float32", "float16", "bfloat16")
 ARITHMETIC = ("conv", "gemm", "matrixmultiply", "matmul", "fullyconnected")
+FUSED = ("kgen", "fusion", "myelin", "foreignnode")  # several layers in one kernel
+FUSED_ARITHMETIC = re.compile(r"[Cc]onv(?!ert)|[Gg]emm|[Mm]at[Mm]ul|Fc(?![a-z])|mha")
+TACTIC_TYPES = re.compile(r"_(tf32|bf16|f16|f32|i8|e4m3)(?=[a-z0-9]*(?:_|$))")
+TACTICS = {"i8": "int8", "e4m3": "fp8"}  # the others are called as here
 MIB = 1 << 20
 KEPT_LINES = 50  # of the log; a runtime that warns at each run must not fill the memory
 LOG = logging.getLogger(__name__)
@@ -185,6 +191,7 @@ class TensorRTEngine(BufferedEngine):
         version = _version()
         stem = request.file.with_suffix("")
         self.decoder = ops.DecodeBinary.load(stem)
+        self._last: int | None = None  # stream that was given work
         self.memory = open_memory(request.options.memory, request.device)
         try:
             with self.memory.current():
@@ -286,7 +293,8 @@ class TensorRTEngine(BufferedEngine):
         Args:
             count: one of `manifest.buckets`.
             windows: address of [count, 3, h, w] `window_type` on the device, C-contiguous.
-            stream: handle of a CUDA stream; on the default one, 0, TensorRT waits for all others.
+            stream: handle of a CUDA stream, which stays until the engine is closed; on the default
+                one, 0, TensorRT waits for all others.
 
         Returns:
             The results in the order of `ModelSpec.results`, [count, ...] float32, at the same
@@ -301,6 +309,7 @@ class TensorRTEngine(BufferedEngine):
             sizes = ", ".join(map(str, self._runs))
             raise ValueError(f"count must be one of the batch sizes {sizes}, got {count}")
         run = self._runs[count]
+        self._last = stream
         with self.memory.current():
             run(windows, stream)
         return run.results
@@ -358,12 +367,18 @@ class TensorRTEngine(BufferedEngine):
         return len(windows)
 
     def _free(self) -> None:
+        if self._last is not None:  # its work reads and writes what is freed here
+            with suppress(EngineError, RuntimeError):  # what fails there is its caller's to hear
+                self.memory.wait_for(self._last)
         with self.memory.current():
             self._tensors = {}
             self._runs.clear()  # contexts before their plan, and both before the memory
             self._plan.close()
             self._found.clear()  # in the context, without which some memories do not free it
             del self._scratch, self._windows
+            self._images = self._images[:0].copy()
+            self._result = self._result[:0].copy()
+            self._outputs, self._rounded = [], None
         self.memory.close()
 
 
@@ -440,7 +455,7 @@ class _Plan:
     def __init__(self, path: Path, options: Options) -> None:
         self._path = path
         self.log = _Log()
-        self._runtime: trt.Runtime | None = _made(self.log, trt.Runtime, self.log)
+        self._runtime: trt.Runtime | None = _made(self.log, trt.Runtime, LOGGER)
         # code that a plan carries would run with our rights
         self._runtime.engine_host_code_allowed = options.host_code
         try:
@@ -507,29 +522,62 @@ class _Plan:
         self._engine = self._runtime = None
 
 
-class _Log(trt.ILogger):
-    """Keeps what goes wrong, for the text of an error."""
+class _Logger(trt.ILogger):
+    """Hands what TensorRT says to all that listen.
+
+    TensorRT takes the first logger of a process for all that it does, ignores others, and goes on
+    calling it: there is one, and it stays.
+    """
 
     def __init__(self) -> None:
         trt.ILogger.__init__(self)  # the bindings want this very call
-        self._errors: deque[str] = deque(maxlen=KEPT_LINES)
-        self._warnings: deque[str] = deque(maxlen=KEPT_LINES)
+        # of the thread that holds it: collecting garbage may free what logs its end
+        self._lock = threading.RLock()
+        self._listeners: weakref.WeakSet[_Log] = weakref.WeakSet()
 
     def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
         """Called by TensorRT, from any thread."""
         line = " ".join(msg.split())
-        if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
-            self._errors.append(line)
-        elif severity == trt.ILogger.WARNING:
-            self._warnings.append(line)
         LOG.debug("%s", line)
+        if severity not in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR, trt.ILogger.WARNING):
+            return
+        with self._lock:
+            for listener in tuple(self._listeners):
+                listener.add(line, warning=severity == trt.ILogger.WARNING)
+
+    def listen(self, listener: _Log) -> None:
+        """Let it hear, as long as somebody has it."""
+        with self._lock:
+            self._listeners.add(listener)
+
+
+class _Log:
+    """Keeps what goes wrong while a plan is built or is open, for the text of an error.
+
+    What another plan says meanwhile is in it too: TensorRT does not tell which one it is.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()  # as that of the logger
+        self._errors: deque[str] = deque(maxlen=KEPT_LINES)
+        self._warnings: deque[str] = deque(maxlen=KEPT_LINES)
+        LOGGER.listen(self)
+
+    def add(self, line: str, warning: bool) -> None:
+        """A line, from any thread."""
+        with self._lock:
+            (self._warnings if warning else self._errors).append(line)
 
     def reasons(self) -> str:
         """The errors, or else the warnings, behind a colon and on one line; forgets them."""
-        lines = list(dict.fromkeys(self._errors or self._warnings))
-        self._errors.clear()
-        self._warnings.clear()
+        with self._lock:
+            lines = list(dict.fromkeys(self._errors or self._warnings))
+            self._errors.clear()
+            self._warnings.clear()
         return f": {'; '.join(lines)}" if lines else ""
+
+
+LOGGER = _Logger()
 
 
 def _made(log: _Log, kind: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
@@ -628,7 +676,7 @@ def _compile(job: Job, graph: Path, cache: Path | None) -> bytes:
     """The plan of a graph, on the current device."""
     log = _Log()
     progress = _Progress(job.tell)
-    builder = _made(log, trt.Builder, log)
+    builder = _made(log, trt.Builder, LOGGER)
     if job.threads is not None:
         builder.max_threads = job.threads
     network = _parsed(builder, graph, log)
@@ -655,7 +703,7 @@ def _parsed(builder: trt.Builder, graph: Path, log: _Log) -> trt.INetworkDefinit
     network = builder.create_network(0 if flag is None else 1 << int(flag))
     if network is None:
         raise EngineError(f"{graph}: no network definition{log.reasons()}")
-    parser = _made(log, trt.OnnxParser, network, log)
+    parser = _made(log, trt.OnnxParser, network, LOGGER)
     if not parser.parse_from_file(str(graph)):
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
         raise EngineError(f"{graph}: not parsed: {_told(errors) or log.reasons()[2:]}")
@@ -754,8 +802,8 @@ def _keep_timings(config: trt.IBuilderConfig, path: Path) -> None:
 
 
 def _refitted(plan: _Plan, graph: Path) -> bytes:
-    refitter = _made(plan.log, trt.Refitter, plan.engine, plan.log)
-    parser = _made(plan.log, trt.OnnxParserRefitter, refitter, plan.log)
+    refitter = _made(plan.log, trt.Refitter, plan.engine, LOGGER)
+    parser = _made(plan.log, trt.OnnxParserRefitter, refitter, LOGGER)
     if not parser.refit_from_file(str(graph)):
         errors = _told([parser.get_error(index) for index in range(parser.num_errors)])
         raise plan.failed(f"{graph} does not fit: {errors}")
@@ -791,10 +839,21 @@ def _count_layers(plan: _Plan, context: trt.IExecutionContext) -> dict[str, int]
 
 
 def _precision(layer: dict[str, Any]) -> str:
-    """In which a layer computes, by what it reads; "" where it is no arithmetic."""
+    """In which a layer computes; "" where it is no arithmetic, or that is not told.
+
+    That is what it reads; where several layers are fused, the kernel's name tells of both, and
+    comes first: what a kernel of many layers reads may be of another type than what it multiplies.
+    """
     kind = f"{layer.get('LayerType', '')} {layer.get('ParameterType', '')}".lower()
+    tactic = str(layer.get("TacticName", ""))
     if not any(name in kind for name in ARITHMETIC):
-        return ""
+        if not any(name in kind for name in FUSED):
+            return ""
+        if not FUSED_ARITHMETIC.search(f"{layer.get('Name', '')} {tactic}"):
+            return ""
+        named = TACTIC_TYPES.search(tactic.lower())
+        if named:
+            return TACTICS.get(named[1], named[1])
     inputs = layer.get("Inputs") or [{}]
     keys = ("Format/Datatype", "Datatype", "DataType", "Format")
     words = [str(inputs[0].get(key, "")) for key in keys]

@@ -26,7 +26,7 @@ _C_TYPES = {"i32": ctypes.c_int32, "i64": ctypes.c_int64, "fp32": ctypes.c_float
 _LIBRARY = "libcuda.so.1"
 _FUNCTIONS = (  # of the driver
     "cuDriverGetVersion", "cuGetErrorName", "cuModuleLoadData", "cuModuleUnload",
-    "cuModuleGetFunction", "cuFuncSetAttribute", "cuLaunchKernel",
+    "cuModuleGetFunction", "cuFuncSetAttribute", "cuLaunchKernel", "cuStreamSynchronize",
 )  # fmt: skip
 
 
@@ -263,6 +263,16 @@ def driver_version() -> str:
     version = ctypes.c_int()
     _call("cuDriverGetVersion", ctypes.byref(version))
     return f"{version.value // 1000}.{version.value % 1000 // 10}"
+
+
+def synchronize_stream(stream: int) -> None:
+    """Wait for what is enqueued on a stream of the context that is current.
+
+    Raises:
+        BackendError: there is no driver.
+        EngineError: something on it has failed.
+    """
+    _call("cuStreamSynchronize", ctypes.c_void_p(stream))
 
 
 @functools.cache

@@ -111,6 +111,8 @@ class Memory(DeviceMemory):
     def __init__(self, kind: str = "torch", stream: int = STREAM) -> None:
         self.kind, self._stream, self.inside, self.closed = kind, stream, 0, False
         self.freed: list[int] = []  # whether the device was current, for each array
+        self.unpinned: list[int] = []  # the same of the host's
+        self.waited: list[tuple[int, int]] = []  # stream, and arrays that had been freed before
 
     @property
     def stream(self) -> int:
@@ -130,7 +132,12 @@ class Memory(DeviceMemory):
         return Array(owner.ctypes.data, shape, dtype, owner)
 
     def host(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-        return np.full(shape, 77, host_type(dtype))
+        array = np.full(shape, 77, host_type(dtype))
+        weakref.finalize(array, lambda: self.unpinned.append(self.inside))
+        return array
+
+    def wait_for(self, stream: int) -> None:
+        self.waited.append((stream, len(self.freed)))
 
     def synchronize(self) -> None:
         pass
@@ -274,6 +281,7 @@ def make(  # noqa: C901 -- it is a list of classes
     class Builder:
         def __init__(self, logger: ILogger) -> None:
             on_device("Builder")
+            state.made("logger", logger)
             assert logger._ready, "the logger's own __init__ was not called"
             self._logger = logger
             self.max_threads = 0
@@ -330,6 +338,7 @@ def make(  # noqa: C901 -- it is a list of classes
         num_errors = 2
 
         def __init__(self, network: INetworkDefinition, logger: ILogger) -> None:
+            state.made("logger", logger)
             self._network = network
 
         def parse_from_file(self, model: str) -> bool:
@@ -342,6 +351,7 @@ def make(  # noqa: C901 -- it is a list of classes
     class Runtime:
         def __init__(self, logger: ILogger) -> None:
             on_device("Runtime")
+            state.made("logger", logger)
             assert logger._ready, "the logger's own __init__ was not called"
             self._logger = logger
             self.engine_host_code_allowed = False
@@ -458,6 +468,7 @@ def make(  # noqa: C901 -- it is a list of classes
     class Refitter:
         def __init__(self, engine: ICudaEngine, logger: ILogger) -> None:
             on_device("Refitter")
+            state.made("logger", logger)
 
         def get_missing_weights(self) -> list[str]:
             return state.missing
@@ -470,6 +481,7 @@ def make(  # noqa: C901 -- it is a list of classes
         num_errors = 1
 
         def __init__(self, refitter: Refitter, logger: ILogger) -> None:
+            state.made("logger", logger)
             self._refitter = refitter
 
         def refit_from_file(self, model: str) -> bool:

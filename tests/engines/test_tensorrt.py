@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import gc
 import importlib
 import inspect
 import json
 import platform
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -423,11 +426,84 @@ def test_types_are_read_as_the_inspector_writes_them(place, text, precision) -> 
 
 
 @pytest.mark.parametrize("told", [[], ["names", "alone"]])
-def test_where_layers_are_not_told_nothing_is_claimed(place, told) -> None:
+def test_where_no_layer_is_told_the_precision_is_the_asked_one_and_uncounted(place, told) -> None:
     place.state.layers = told
     manifest = place.opened().manifest
-    assert manifest.layers == {}
-    assert manifest.precision == "f16"  # as asked
+    assert manifest.layers == {}  # with which no verification passes
+    assert manifest.precision == manifest.precision_asked == "f16"
+
+
+@pytest.mark.parametrize(
+    ("layer", "precision"),
+    [
+        # what a fused kernel is called tells more than what it reads
+        (
+            {
+                "LayerType": "fusion",
+                "Name": "conv1 + relu1",
+                "TacticName": "sm80_xmma_fprop_implicit_gemm_f16f16_f16f32_f32_nhwckrsc_nhwc",
+                "Inputs": [{"Format/Datatype": "Float"}],
+            },
+            "f16",
+        ),
+        (
+            {
+                "LayerType": "ForeignNode",
+                "Name": "{ForeignNode[conv1...conv9]}",
+                "TacticName": "sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n",
+            },
+            "bf16",
+        ),
+        (
+            {
+                "LayerType": "Myelin",
+                "Name": "conv2",
+                "TacticName": "sm80_xmma_fprop_implicit_gemm_interleaved_i8i8_i8i32_f32_nchw",
+            },
+            "int8",
+        ),
+        (
+            {
+                "LayerType": "fusion",
+                "Name": "attention",
+                "TacticName": "_gemm_mha_v2_0x1234567890abcdef",
+                "Inputs": [{"Format/Datatype": "BFloat16"}],
+            },
+            "bf16",
+        ),
+        (
+            {
+                "LayerType": "kgen",
+                "Name": "__myl_FcAddMul_myl0_4",
+                "TacticName": "__myl_FcAddMul_0xf16f16aabbccddee",
+                "Inputs": [{"Format/Datatype": "Half"}],
+            },
+            "f16",
+        ),
+        (  # f32 was asked for and multiplied with 10 bits: that is neither
+            {
+                "LayerType": "fusion",
+                "Name": "conv3",
+                "TacticName": "sm80_xmma_gemm_tf32f32_tf32f32_f32",
+            },
+            "tf32",
+        ),
+        # nothing that multiplies
+        (
+            {
+                "LayerType": "kgen",
+                "Name": "__myl_CastConvertMulAdd_myl0_3",
+                "TacticName": "__myl_CastConvertMulAdd_0xf2543c36",
+                "Inputs": [{"Format/Datatype": "Half"}],
+            },
+            "",
+        ),
+        ({"LayerType": "Reformat", "Name": "conv1.weight", "TacticName": "gemm_f16f16"}, ""),
+        ({"LayerType": "ForeignNode", "Name": "{ForeignNode[conv1...conv9]}"}, ""),  # not told
+    ],
+)
+def test_fused_layers_are_counted_by_what_their_kernels_multiply(place, layer, precision) -> None:
+    assert place.module._precision(layer) == precision
 
 
 def test_a_context_for_each_size_and_addresses_set_once(place) -> None:
@@ -697,7 +773,9 @@ def test_a_closed_engine_says_so(place) -> None:
     engine.close()
     engine.close()
     assert place.memory.closed
-    assert place.memory.freed == [1, 1, 1]  # scratch, windows and results, in the device's context
+    # scratch, windows and results; what the host fills, and reads: all in the device's context
+    assert (place.memory.freed, place.memory.unpinned) == ([1, 1, 1], [1, 1])
+    assert place.memory.waited == [(STREAM, 0)]
     for use_it in (
         lambda: engine(windows(1)),
         lambda: engine.enqueue(torch.from_numpy(windows(1))),
@@ -709,14 +787,53 @@ def test_a_closed_engine_says_so(place) -> None:
 
 
 def test_the_log_does_not_grow(place) -> None:
-    log = place.module._Log()
+    log, logger = place.module._Log(), place.module.LOGGER
     trt = sys.modules["tensorrt"]
     for severity in (trt.ILogger.WARNING, trt.ILogger.ERROR):
         for number in range(1000):
-            log.log(severity, f"slow {number}")
-            log.log(trt.ILogger.INFO, "nothing")
+            logger.log(severity, f"slow {number}")
+            logger.log(trt.ILogger.INFO, "nothing")
         assert log.reasons().count("slow") == place.module.KEPT_LINES
         assert log.reasons() == ""
+
+
+def test_a_process_has_one_logger_that_outlives_its_plans(place) -> None:
+    def told() -> int:
+        return len(place.module.LOGGER._listeners)
+
+    engines_ = [place.opened(), place.opened()]
+    place.module.refit(refittable(place), Path("new.safetensors"))
+    loggers = [logger for (logger,) in place.state.called("logger")]
+    assert len(loggers) > 8
+    assert all(logger is place.module.LOGGER for logger in loggers)
+    gc.collect()
+    assert told() == 2
+    while engines_:
+        engines_.pop().close()
+    gc.collect()
+    assert told() == 0
+
+
+def test_what_is_said_from_other_threads_is_neither_lost_nor_torn(place) -> None:
+    logger, log = place.module.LOGGER, place.module._Log()
+    error, found, done = sys.modules["tensorrt"].ILogger.ERROR, [], threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            found.append(log.reasons())
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    wanted = {f"line {number}" for number in range(300)}
+    for line in sorted(wanted):
+        logger.log(error, line)
+        place.module._Log()  # listeners come and go meanwhile
+        time.sleep(1e-5)
+    done.set()
+    reader.join()
+    found.append(log.reasons())
+    heard = [line for text in found for line in text.removeprefix(": ").split("; ") if line]
+    assert sorted(heard) == sorted(wanted)
 
 
 def test_the_kernel_that_finds_joints_is_kept_with_the_plan(place, monkeypatch) -> None:
