@@ -449,6 +449,42 @@ def test_pictures_to_calibrate_with(tiny, folder, tmp_path, capsys, monkeypatch)
     assert json.loads(printed)["engine"]["kind"] == "openvino"
 
 
+def test_int8_needs_neither_torch_nor_what_built_it(tiny, folder, tmp_path, capsys, monkeypatch):
+    """Neither to look at a video: what is not in the base install is out of reach."""
+    pytest.importorskip("nncf")
+    monkeypatch.setattr(fixtures, "open_detector", lambda *_, **__: open_detector("none"))
+    pictures = np.random.default_rng(1).integers(0, 255, (5, 60, 50, 3), np.uint8)
+    (tmp_path / "pictures").mkdir()
+    cv2.imwrite(str(tmp_path / "pictures" / "a.png"), pictures[0])
+    video = tmp_path / "v.avi"
+    writer = cv2.VideoWriter(str(video), cv2.VideoWriter.fourcc(*"MJPG"), 5.0, (50, 60))
+    for picture in pictures:
+        writer.write(picture)
+    writer.release()
+    words = ["--precision", "int8", "--calibration", tmp_path / "pictures", "--allow"]
+    status, _, errors = build(capsys, *words, "--out", folder / "a.xml")
+    assert status == 0, errors
+    assert Manifest.load(folder / "a.json").layers["int8"] > 0
+
+    words = ["predict", video, "--engine", folder / "a.xml", "--detector", "none"]
+    words += ["--out", tmp_path / "out", "--json", "--threads", "1"]
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'triton', 'nncf', 'onnx', 'onnxscript', 'onnxruntime', "
+        "'safetensors'):\n"
+        "    sys.modules[name] = None\n"
+        "from fastpose.cli import main\n"
+        f"sys.exit(main({[str(word) for word in words]!r}))\n"
+    )
+    seen = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert seen.returncode == 0, seen.stderr
+    assert json.loads(seen.stdout)["engine"]["kind"] == "openvino"
+    (told,) = (tmp_path / "out").glob("*.people.jsonl")
+    assert len(told.read_text().splitlines()) >= len(pictures)
+
+
 @pytest.mark.parametrize("verb", ["predict", "eval"])
 def test_what_another_machine_built_is_built_again_when_asked(
     bundle, picture, tmp_path, capsys, verb
