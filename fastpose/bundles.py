@@ -105,6 +105,9 @@ def build_engine(
     kind = choose_runtime(engine, KINDS)
     runtime = runtime_module(kind)
     options = _for_a_file(kind, options or Options())
+    # the code that a version-compatible plan carries is of this machine's own TensorRT, while it is
+    # checked here; to run it later is for whoever opens the bundle to allow
+    options = replace(options, host_code=options.host_code or options.version_compatible)
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     plain = model_spec(model)

@@ -20,6 +20,7 @@ from typing import Any
 
 from fastpose.engines.engine import Floats, Job, cause
 from fastpose.engines.manifest import replaced
+from fastpose.engines.source import store_float
 from fastpose.errors import BackendError, EngineError
 
 # Of a path from the picture to the results, so many convolutions stay float at its ends, at most a
@@ -114,7 +115,7 @@ def modelopt_onnx(job: Job, graph: Path, out: Path) -> Path:
     import onnx
 
     model = onnx.load(graph)
-    _store_float(model.graph)
+    store_float(model.graph)
     nodes, edges = _onnx_edges(model.graph)
     with replaced(out) as temporary, _quiet("modelopt"):
         plain = temporary.with_suffix(".onnx")
@@ -214,20 +215,6 @@ def _onnx_edges(graph: Any) -> tuple[dict[str, str], list[tuple[str, str]]]:
         nodes[result] = "Result"
         edges.append((makers[port.name], result))
     return nodes, edges
-
-
-def _store_float(graph: Any) -> None:
-    """Turn weights that are stored as float16 with a Cast behind them into float32 ones."""
-    import numpy as np
-    from onnx import numpy_helper
-
-    stored = {tensor.name: tensor for tensor in graph.initializer}
-    casts = [n for n in graph.node if n.op_type == "Cast" and n.input[0] in stored]
-    for cast in casts:
-        tensor = stored[cast.input[0]]
-        values = numpy_helper.to_array(tensor).astype(np.float32)
-        tensor.CopyFrom(numpy_helper.from_array(values, cast.output[0]))
-        graph.node.remove(cast)
 
 
 def _import_nncf() -> ModuleType:

@@ -11,8 +11,9 @@ from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-from fastpose.engines.manifest import file_hash
+from fastpose.engines.manifest import file_hash, replaced
 from fastpose.engines.options import Options
 from fastpose.errors import BackendError, EngineError, WeightsError
 from fastpose.models import model_spec, trained
@@ -143,6 +144,65 @@ def find_graph(
     if not path.exists():
         _export(spec, weights, path, options, precision)
     return path, weights_hash
+
+
+def float_graph(graph: Path, out: Path) -> Path:
+    """A graph whose weights are float32 ones, without a Cast behind them.
+
+    They have then the names that they have in an export, whatever way the graph was stored.
+
+    Args:
+        graph: the network in float32.
+        out: the file to be written, where the graph stores weights as float16.
+
+    Returns:
+        `out`, or the graph itself where there is nothing to be changed.
+
+    Raises:
+        BackendError: onnx is not installed.
+        EngineError: `out` cannot be written.
+    """
+    try:
+        import onnx
+    except ImportError:
+        raise BackendError(
+            f"{graph}: to store its weights as float32 needs onnx; install the extra: "
+            "fastpose-inference[torch]"
+        ) from None
+    model = onnx.load(graph)
+    if not store_float(model.graph):
+        return graph
+    with replaced(out) as temporary:
+        temporary.write_bytes(model.SerializeToString(deterministic=True))
+    return out
+
+
+def store_float(graph: Any) -> int:
+    """Turn weights that are stored as float16 with a Cast behind them into float32 ones.
+
+    Args:
+        graph: an `onnx.GraphProto`, changed in place.
+
+    Returns:
+        How many they were.
+    """
+    import numpy as np
+    from onnx import TensorProto, numpy_helper
+
+    stored = {t.name: t for t in graph.initializer if t.data_type == TensorProto.FLOAT16}
+    casts = [
+        node
+        for node in graph.node
+        if node.op_type == "Cast"
+        and node.input[0] in stored
+        and any(one.name == "to" and one.i == TensorProto.FLOAT for one in node.attribute)
+    ]
+    for cast in casts:
+        tensor = stored[cast.input[0]]
+        values = numpy_helper.to_array(tensor).astype(np.float32)
+        tensor.CopyFrom(numpy_helper.from_array(values, cast.output[0]))
+        graph.node.remove(cast)
+    return len(casts)
 
 
 def find_halves(spec: DetectorSpec, weights: Path | None = None) -> tuple[Path, Path]:

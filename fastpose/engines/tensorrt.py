@@ -636,10 +636,10 @@ def _check_possible(job: Job, memory: DeviceMemory) -> None:
             f"hardware_compatible 'ampere' needs compute capability {_dotted(AMPERE)}, "
             f"{memory.gpu} has {_dotted(memory.capability)}"
         )
-    if options.version_compatible and not options.host_code:
+    if options.version_compatible and options.refit:
         raise BackendError(
-            "version_compatible needs host_code: such a plan carries code of its own, "
-            "without which it cannot be opened"
+            "refit and version_compatible exclude each other: the runtime that such a plan carries "
+            "cannot put other weights in"
         )
 
 
@@ -648,6 +648,9 @@ def _graph(job: Job, out: Path) -> Path:
     job.tell("export")
     precision = "f32" if job.precision == "int8" else job.precision
     graph, _ = source.find_graph(job.spec, job.weights, options=job.options, precision=precision)
+    if job.precision == "f32":
+        # a refit finds weights by their names, and the parser wants those of a convolution as such
+        return source.float_graph(graph, out.with_suffix(".f32.onnx"))
     if job.precision != "int8":
         return graph
     from fastpose.engines.quantize import modelopt_onnx

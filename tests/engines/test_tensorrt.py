@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from shutil import copyfile
 from types import ModuleType
 from typing import Any
 
@@ -31,9 +32,12 @@ from fastpose.engines.manifest import Manifest, file_hash, hash_files
 from fastpose.engines.options import Options
 from fastpose.errors import BackendError, EngineError
 from fastpose.geometry import boxes_to_affines
+from fastpose.models import model_spec
 
 torch = pytest.importorskip("torch")
+ort = pytest.importorskip("onnxruntime")
 
+FIND_GRAPH = source.find_graph
 ROOT = Path(__file__).parents[2]
 MAPS = (14, 4, 6)
 BUCKETS = (1, 4, 8)
@@ -50,8 +54,9 @@ class Place:
         graphs: what was asked of `source.find_graph`.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, graph: Path) -> None:
         self.folder = folder
+        copyfile(graph, folder / "tiny.onnx")
         self.state, self.memory = State(), Memory()
         self.stages: list[str] = []
         self.graphs: list[tuple[Any, ...]] = []
@@ -91,8 +96,8 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
-    place = Place(tmp_path)
+def place(tmp_path: Path, graph: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    place = Place(tmp_path, graph)
     use(place, monkeypatch)
     yield place
     vars(engines).pop("tensorrt", None)
@@ -112,6 +117,7 @@ def use(place: Place, monkeypatch: pytest.MonkeyPatch, version: str = "11.4.0.10
     monkeypatch.delitem(sys.modules, "fastpose.engines.tensorrt", raising=False)
     place.module = importlib.import_module("fastpose.engines.tensorrt")
     monkeypatch.setattr(place.module, "open_memory", lambda kind, device: place.memory)
+    monkeypatch.setattr(place.module, "compile_peaks", no_kernel)  # whatever triton does here
     monkeypatch.setattr(source, "find_graph", find_graph)
     as_tensor = torch.as_tensor
 
@@ -121,6 +127,10 @@ def use(place: Place, monkeypatch: pytest.MonkeyPatch, version: str = "11.4.0.10
         return as_tensor(given, device=device)
 
     monkeypatch.setattr(torch, "as_tensor", of_the_double)
+
+
+def no_kernel(*given: Any) -> Any:
+    raise BackendError("there is no triton on this machine")
 
 
 def windows(count: int, seed: int = 0) -> np.ndarray:
@@ -153,16 +163,17 @@ def test_networks_are_strongly_typed_and_no_precision_is_asked_of_the_builder(
 def test_options_reach_the_builder(place) -> None:
     options = Options(
         workspace=512,
-        version_compatible=True,
-        host_code=True,
         hardware_compatible="same-capability",
         refit=True,
     )
     place.built(options=options, threads=3)
+    place.built(options=Options(version_compatible=True))
     assert place.state.called("set_memory_pool_limit") == [["WORKSPACE", 512 << 20]]
-    flags = frozenset({"VERSION_COMPATIBLE", "REFIT"})
-    assert place.state.called("flags") == [[flags, "SAME_COMPUTE_CAPABILITY"]]
-    assert place.state.called("threads") == [[3]]
+    assert place.state.called("flags") == [
+        [frozenset({"REFIT"}), "SAME_COMPUTE_CAPABILITY"],
+        [frozenset({"VERSION_COMPATIBLE"}), "NONE"],
+    ]
+    assert place.state.called("threads") == [[3], [0]]
 
 
 def test_a_level_that_this_version_lacks_is_refused(place, monkeypatch) -> None:
@@ -236,9 +247,9 @@ def test_a_precision_that_the_gpu_lacks_is_refused(place, precision, capability,
     assert place.graphs == []
 
 
-def test_what_cannot_be_opened_is_not_built(place) -> None:
-    with pytest.raises(BackendError, match="version_compatible needs host_code"):
-        place.built(options=Options(version_compatible=True))
+def test_what_cannot_be_used_is_not_built(place) -> None:
+    with pytest.raises(BackendError, match="refit and version_compatible exclude each other"):
+        place.built(options=Options(version_compatible=True, refit=True))
     place.memory.capability = (7, 5)
     with pytest.raises(BackendError, match=r"needs compute capability 8\.0, Double 1 has 7\.5"):
         place.built(options=Options(hardware_compatible="ampere"))
@@ -817,23 +828,29 @@ def test_a_process_has_one_logger_that_outlives_its_plans(place) -> None:
 def test_what_is_said_from_other_threads_is_neither_lost_nor_torn(place) -> None:
     logger, log = place.module.LOGGER, place.module._Log()
     error, found, done = sys.modules["tensorrt"].ILogger.ERROR, [], threading.Event()
+    parts = np.array_split(np.arange(place.module.KEPT_LINES), 5)
 
     def read() -> None:
         while not done.is_set():
             found.append(log.reasons())
 
+    def write(numbers: np.ndarray) -> None:
+        for number in numbers:
+            logger.log(error, f"line {number}")
+            place.module._Log()  # others come and go meanwhile
+            time.sleep(1e-4)
+
     reader = threading.Thread(target=read)
-    reader.start()
-    wanted = {f"line {number}" for number in range(300)}
-    for line in sorted(wanted):
-        logger.log(error, line)
-        place.module._Log()  # listeners come and go meanwhile
-        time.sleep(1e-5)
+    writers = [threading.Thread(target=write, args=(part,)) for part in parts]
+    for thread in (reader, *writers):
+        thread.start()
+    for thread in writers:
+        thread.join()
     done.set()
     reader.join()
     found.append(log.reasons())
     heard = [line for text in found for line in text.removeprefix(": ").split("; ") if line]
-    assert sorted(heard) == sorted(wanted)
+    assert sorted(heard) == sorted(f"line {number}" for number in np.concatenate(parts))
 
 
 def test_the_kernel_that_finds_joints_is_kept_with_the_plan(place, monkeypatch) -> None:
@@ -879,6 +896,33 @@ def test_other_weights_make_a_new_plan(place) -> None:
     assert place.graphs[-1] == ("tiny", Path("new.safetensors"), Options(refit=True), "f16")
     names = [name for name, *_ in place.state.calls]
     assert names[-3:] == ["refit_from_file", "refit_cuda_engine", "serialize"]
+
+
+def test_a_build_and_a_refit_call_the_weights_alike(place, monkeypatch) -> None:
+    onnx = pytest.importorskip("onnx")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place.folder))
+    monkeypatch.setattr(source, "find_graph", FIND_GRAPH)
+    spec = model_spec("cpn-light")
+    weights = source.find_weights(spec)
+    kept, _ = source.find_graph(spec)
+    built = place.module._graph(place.job(spec=spec), place.folder / "own.plan")
+    assert (kept.name, built.name) == ("cpn-light.onnx", "own.f32.onnx")
+    place.module._graph(place.job(spec=spec, weights=weights), place.folder / "other.plan")
+    given, _ = source.find_graph(spec, weights)  # as a refit does
+    names = []
+    for path in (built, given):
+        graph = onnx.load(path).graph
+        names.append({tensor.name for tensor in graph.initializer})
+        assert {tensor.data_type for tensor in graph.initializer} == {onnx.TensorProto.FLOAT}
+        kernels = {node.input[1] for node in graph.node if node.op_type == "Conv"}
+        assert len(kernels) > 40
+        assert kernels <= names[-1]
+    assert names[0] == names[1]
+    # the same network, to the bit
+    run = [ort.InferenceSession(str(path)) for path in (kept, built)]
+    image = np.random.default_rng(0).normal(size=(1, 3, *spec.size)).astype(np.float32)
+    first, second = (session.run(None, {"image": image})[0] for session in run)
+    np.testing.assert_array_equal(first, second)
 
 
 def test_missing_weights_are_listed(place) -> None:
@@ -968,6 +1012,25 @@ def test_a_bundle_comes_to_be_and_is_opened_as_it_was_built(place, tiny) -> None
     place.memory.gpu = "Double 2"
     with pytest.raises(EngineError, match=r"gpu: .* built for Double 1, this machine has Double 2"):
         engines.load_engine(path)
+
+
+def test_a_version_compatible_plan_runs_its_code_while_it_is_built_and_not_later(
+    place, tiny, capsys
+) -> None:
+    from fastpose.cli import main
+
+    out = place.folder / "own.plan"
+    command = ["build", "tiny", "--engine", "tensorrt", "--version-compatible", "--allow"]
+    assert main([*command, "--batch", "1,4", "--out", str(out)]) == 0
+    assert "own.plan" in capsys.readouterr().out
+    assert place.state.called("host_code") == [[True]]
+    path = out.with_suffix(".json")
+    assert not Manifest.load(path).options.host_code
+    place.state.calls.clear()
+    engines.load_engine(path).close()
+    allowed = replace(Manifest.load(path).options, host_code=True)
+    engines.load_engine(path, options=allowed).close()
+    assert place.state.called("host_code") == [[False], [True]]
 
 
 def test_a_bundle_is_refitted_with_all_that_belongs_to_it(place, tiny) -> None:
