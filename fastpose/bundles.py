@@ -40,7 +40,7 @@ from fastpose.engines.bundle import (
 )
 from fastpose.engines.engine import PRECISIONS, Floats, Job, Request
 from fastpose.engines.manifest import check_buckets
-from fastpose.engines.verify import Verification, verify_pictures
+from fastpose.engines.verify import Verification, reference_spec, verify_pictures
 from fastpose.errors import BackendError, EngineError, ModelError, UnbuiltError
 from fastpose.models import model_spec
 from fastpose.models.spec import ModelSpec
@@ -254,13 +254,16 @@ def verify_engine(
 
     Raises:
         BackendError: its runtime, device or precision is not there.
-        EngineError: it is damaged, does not fit this machine, or the weights are not its own.
+        EngineError: it is damaged, does not fit this machine, is not fed and read as its network
+            is, or the weights are not its own.
         DataError: the pictures cannot be used.
     """
     engine = load_engine(path, threads=threads)
     try:
         file = Path(weights) if weights else None
-        pictures = fixtures.windows(engine.manifest.spec, images, limit=limit, threads=threads)
+        # cut as the network is registered, not as the bundle says that it is fed
+        spec = reference_spec(engine.manifest)
+        pictures = fixtures.windows(spec, images, limit=limit, threads=threads)
         folder = Path(path).parent
         return verify_pictures(engine, pictures, folder=folder, weights=file, threads=threads)
     finally:
@@ -449,7 +452,7 @@ def _verified(
         EngineError: it is over the bounds, and nobody allows that.
     """
     tell("verify")
-    spec, most = engine.manifest.spec, VERIFIED_WINDOWS
+    spec, most = reference_spec(engine.manifest), VERIFIED_WINDOWS
     pictures = fixtures.windows(spec, images, limit=most, threads=threads)
     found = verify_pictures(engine, pictures, weights=weights, threads=threads)
     if not found.passed and not allow:

@@ -17,7 +17,6 @@ import numpy.typing as npt
 from fastpose.detect.fpn import TwoStageDetector
 from fastpose.engines import (
     DetectorManifest,
-    Graph,
     choose_runtime,
     joint_precision,
     open_detector_bundle,
@@ -33,7 +32,7 @@ from fastpose.engines.bundle import (
     remove_stale,
     write_bundle,
 )
-from fastpose.engines.engine import PRECISIONS
+from fastpose.engines.engine import PRECISIONS, BuiltGraph
 from fastpose.engines.options import Options
 from fastpose.engines.source import HALVES
 from fastpose.engines.verify import reference_halves
@@ -147,10 +146,11 @@ class BuiltDetector:
     Attributes:
         manifest: what it is.
         detector: what finds the people.
+        layers: arithmetic layers of both graphs by precision, as the runtime reports them here.
     """
 
-    def __init__(self, manifest: DetectorManifest, proposer: Graph, head: Graph) -> None:
-        self.manifest = manifest
+    def __init__(self, manifest: DetectorManifest, proposer: BuiltGraph, head: BuiltGraph) -> None:
+        self.manifest, self.layers = manifest, _layers(proposer, head)
         self.detector = TwoStageDetector(manifest.spec, proposer, head, score=FLOOR)
 
     def run(self, count: int) -> None:
@@ -240,7 +240,7 @@ class _Work:
             device=graphs[0].place,
             versions=graphs[0].versions,
             weights_hash=self._weights_hash,
-            layers=dict(sum((Counter(graph.layers) for graph in graphs), Counter())),
+            layers=_layers(*graphs),
         )
         return BuiltDetector(manifest, *graphs)
 
@@ -286,7 +286,7 @@ class _Work:
 class _Recorder:
     """A graph of one input that keeps what it is fed."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: BuiltGraph) -> None:
         self.samples: list[npt.NDArray[Any]] = []
         self.kind, self.precision = graph.kind, graph.precision
         self.inputs, self.outputs = graph.inputs, graph.outputs
@@ -338,6 +338,10 @@ def _runtime(engine: str, precision: str) -> str:
     return kind
 
 
+def _layers(*graphs: BuiltGraph) -> dict[str, int]:
+    return dict(sum((Counter(graph.layers) for graph in graphs), Counter()))
+
+
 def _half(target: Path, half: str) -> Path:
     """The file of a half, given the manifest's: an ONNX graph."""
     return target.with_name(f"{target.stem}.{half}.onnx")
@@ -387,6 +391,6 @@ def _verify(
             pictures,
             source=pictures.name,
             precision=manifest.precision_asked,
-            layers=manifest.layers,
+            layers=built.layers,
             truth=pictures.truth,
         )

@@ -225,7 +225,7 @@ def verify_detector(
         reasons=(
             *_beyond(bounds, overlap),
             *beyond_loss(metric, bounds.loss),
-            *other_precision(asked, detector.precision, layers),
+            *other_precision(asked, detector.precision, layers, detector.kind),
         ),
     )
 

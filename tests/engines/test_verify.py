@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from tiny_network import TINY, make_tiny, write_card
 
-from fastpose import fixtures
+from fastpose import build_engine, fixtures, verify_engine
 from fastpose.engines import (
     Options,
     Statement,
@@ -21,17 +22,19 @@ from fastpose.engines import (
     wrap_network,
 )
 from fastpose.engines import verify as verifying
-from fastpose.engines.manifest import file_hash
+from fastpose.engines.manifest import Manifest, file_hash
 from fastpose.engines.verify import (
     BOUNDS,
     Verification,
     reference_engine,
     reference_halves,
+    reference_spec,
     verify,
     verify_pictures,
 )
 from fastpose.errors import EngineError
-from fastpose.models import detector_spec, model_spec
+from fastpose.models import MODELS, detector_spec, model_spec
+from fastpose.models.spec import ModelSpec
 
 SPEC = replace(model_spec("cpn-light"), method="argmax")
 WINDOWS = np.zeros((4, 3, *SPEC.size), np.float32)
@@ -41,10 +44,10 @@ JOINTS, (HEIGHT, WIDTH) = len(SPEC.joints), SPEC.cells
 class Known:
     """An engine whose joints are where it is told: cells [N, 14, 2] and heights [N, 14]."""
 
-    def __init__(self, cells, heights, *, spec=SPEC, precision="f32", layers=None):
+    def __init__(self, cells, heights, *, spec=SPEC, precision="f32", layers=None, kind="known"):
         self.manifest = SimpleNamespace(
             spec=spec,
-            kind="known",
+            kind=kind,
             precision=precision,
             precision_asked=precision,
             layers=layers or {},
@@ -123,12 +126,58 @@ def test_swapped_joints_fail():
     assert found.reasons == ("14.29 % of 56 joints moved by more than 2 px, at most 0.5 %",)
 
 
-def test_scaled_scores_are_reported():
+@pytest.mark.parametrize(
+    ("factor", "precision", "passes"),
+    [
+        (0.99, "f32", True),
+        (0.97, "f32", False),
+        (1.03, "bf16", False),
+        (0.95, "int8", True),
+        (0.9, "int8", False),
+        (1.1, "int8", False),
+        (0.01, "f32", False),
+        (10.0, "f16", False),
+    ],
+)
+def test_scaled_scores_fail(factor, precision, passes):
     cells, heights = people()
-    found = compare(Known(cells, heights), Known(cells, 0.9 * heights))
-    assert found.passed
-    assert found.score_change.largest == pytest.approx(0.1 * heights.max(), abs=1e-3)
-    assert 0.05 < found.score_change.median < 0.1
+    engine = Known(cells, factor * heights, precision=precision)
+    found = compare(Known(cells, heights), engine)
+    assert found.shift.largest < 1e-3
+    assert found.passed is passes
+    assert found.score_change.largest == pytest.approx(abs(factor - 1) * heights.max(), rel=1e-3)
+    middle = np.quantile(np.abs(factor - 1) * heights, 0.5, method="higher")
+    bound = BOUNDS[precision].scores
+    reason = f"median change of the scores {middle:.4g}, at most {bound:g}"
+    assert passes or found.reasons[0].startswith(reason[:30])
+    assert passes or found.reasons[0].endswith(f", at most {bound:g}")
+
+
+def test_raised_scores_of_unsure_joints_fail():
+    """As by an engine whose every joint is sure: none of them is among those that count."""
+    cells, heights = people()
+    heights[:, 3:5] = 0.2
+    raised = heights.copy()
+    raised[:, 3:5] = 0.95
+    found = compare(Known(cells, heights), Known(cells, raised, precision="int8"))
+    assert (found.score_change.largest, found.shift.joints) == (0, 4 * 12)
+    assert found.rescored == pytest.approx(8 / 56)
+    text = "the scores of 14.29 % of 56 joints changed by more than 0.1, at most 0.5 %"
+    assert found.reasons == (text,)
+    raised[:, 3:5] = 0.29  # as far as int8 may move a score
+    assert compare(Known(cells, heights), Known(cells, raised, precision="int8")).passed
+
+
+def test_scores_that_nobody_taught_are_compared_with_the_largest():
+    cells, heights = people()
+    for size in (1e-3, 1e3):
+        reference = Known(cells, size * heights)
+        same = compare(reference, Known(cells, 0.995 * size * heights), random=True)
+        assert same.passed, same.reasons
+        other = compare(reference, Known(cells, 0.8 * size * heights), random=True)
+        assert len(other.reasons) == 2
+    untaught = compare(reference, Known(cells, 0.995 * size * heights))  # a peak value of 1000
+    assert untaught.passed
 
 
 def test_a_lost_joint_moved_as_far_as_can_be():
@@ -262,6 +311,16 @@ def test_the_precision_that_is_present_is_the_one_that_was_asked_for(asked, foun
     assert (report.precision_found, report.layers) == (found, layers)
 
 
+def test_layers_that_can_be_counted_must_be():
+    uncounted = "f32 was asked for, its layers could not be counted"
+    for kind, reasons in (
+        ("openvino", (uncounted,)),
+        ("tensorrt", (uncounted,)),
+        ("onnxruntime", ()),  # which cannot tell
+    ):
+        assert compare(Known(*people()), Known(*people(), kind=kind)).reasons == reasons
+
+
 # Accuracy
 
 
@@ -364,6 +423,85 @@ def test_vectors_are_read_too():
 
 
 # References and real engines
+
+
+def edited(manifest: Manifest, **changes: object) -> Manifest:
+    return replace(manifest, spec=replace(manifest.spec, **changes))
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"mean": (0.0, 0.0, 0.0), "std": (255.0, 255.0, 255.0)},
+        {"rgb": False},
+        {"padding": 2.2},
+        {"peak_value": 10.0},
+        {"convention": "msra"},
+        {"method": "argmax"},
+        {"sigma": 1.0},
+        {"stride": 8},
+        {"flip_inside": True},
+        {"views": (0.5, 2.0)},
+        {"output": "joints"},
+        {"network": "cpn:CPN"},
+    ],
+)
+def test_what_a_description_says_is_what_is_registered(fault):
+    """Both engines would be fed and read by it, and be alike."""
+    spec = model_spec("cpn-light")
+    manifest = described(spec)
+    assert reference_spec(manifest) == spec
+    field, value = next(iter(fault.items()))
+    has, registered = (
+        re.escape(repr(list(one) if isinstance(one, tuple) else one))
+        for one in (value, getattr(spec, field))
+    )
+    text = f"spec: {field}: the engine's description has {has}, cpn-light is registered with "
+    with pytest.raises(EngineError, match=text + registered):
+        reference_spec(edited(manifest, **fault))
+
+
+def described(spec: ModelSpec, **values: object) -> Manifest:
+    """What a bundle of it says of itself, as it is read from the file."""
+    stated = {"kind": "openvino", "precision": "f32", "precision_asked": "f32", "device": "CPU"}
+    manifest = Manifest(spec=spec, buckets=(1,), versions={}, **stated, **values)
+    read = ModelSpec.from_dict(json.loads(json.dumps(spec.to_dict())))
+    return replace(manifest, spec=read)
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "default"])
+def test_every_registered_network_is_what_its_bundle_says(name):
+    spec = model_spec(name)
+    assert reference_spec(described(spec)) == spec
+    assert reference_spec(described(spec.single_view())) == spec
+    assert reference_spec(described(replace(spec, paper="another edition"))) == spec
+
+
+def test_the_graph_options_change_what_is_registered():
+    spec = model_spec("cpn-light")
+    both = Options(flip=True, joints=True)
+    changed = described(replace(spec, flip_inside=True, output="joints"), options=both)
+    assert reference_spec(changed) == replace(spec, flip_inside=True)
+    with pytest.raises(EngineError, match=r"spec: output: .* has 'joints', .* with 'heatmap'"):
+        reference_spec(replace(changed, options=Options(flip=True)))
+    with pytest.raises(EngineError, match=r"spec: flip_inside: .* has True, .* with False"):
+        reference_spec(replace(changed, options=Options(joints=True)))
+
+
+def test_a_network_from_elsewhere_is_what_its_bundle_says():
+    foreign = replace(model_spec("cpn-light"), network="", name="elsewhere", paper="")
+    assert reference_spec(described(foreign)) == foreign
+
+
+def test_no_edited_bundle_passes(released, tmp_path):
+    path = build_engine("tiny", engine="openvino", threads=1, out=tmp_path / "a.onnx")
+    document = json.loads(path.read_text())
+    assert verify_engine(path, limit=3, threads=1).passed
+    for field, value in (("mean", [0, 0, 9]), ("rgb", False), ("padding", 2.5), ("sigma", 9.0)):
+        spec = {**document["spec"], field: value}
+        path.write_text(json.dumps({**document, "spec": spec}))
+        with pytest.raises(EngineError, match=f"spec: {field}: the engine's description has"):
+            verify_engine(path, limit=3, threads=1)
 
 
 def images(count: int) -> np.ndarray:

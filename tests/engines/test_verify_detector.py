@@ -159,7 +159,9 @@ def test_the_default_detector_passes_on_the_built_in_pictures():
         except BackendError:
             continue  # this machine does not compute in it
         engine = opened(halves)
-        found = verify_detector(reference, engine, scenes, source=scenes.name, precision=precision)
+        layers = {precision: sum(half.layers[precision] for half in halves)}
+        options = {"source": scenes.name, "precision": precision}
+        found = verify_detector(reference, engine, scenes, layers=layers, **options)
         assert found.passed, found.reasons
         assert found.overlap.boxes >= 15  # as many people are drawn
         engine.close()
