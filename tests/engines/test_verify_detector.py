@@ -88,7 +88,7 @@ def test_people_who_are_lost_or_invented(lost, passes):
 def test_nobody_found_fails():
     found = compare(Known(people()), Known([]))
     assert (found.overlap.median, found.overlap.found, found.overlap.own) == (0, 0, 0)
-    assert len(found.reasons) == 3
+    assert len(found.reasons) == 4
     assert json.dumps(found.to_dict(), allow_nan=False)
 
 
@@ -102,6 +102,31 @@ def test_unsure_boxes_do_not_count_but_may_be_counterparts():
     double = [[x0, y0 + 0.1, x1, y1 + 0.1, 0.88] for x0, y0, x1, y1, _ in people()]
     found = compare(Known(people()), Known(people(score=0.01) + double))
     assert found.score_change.largest == pytest.approx(0.02, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("score", "precision", "passes"),
+    [(0.895, "f32", True), (0.88, "bf16", False), (0.87, "int8", True), (0.84, "int8", False)],
+)
+def test_scaled_scores_fail(score, precision, passes):
+    found = compare(Known(people()), Known(people(score=score), precision=precision))
+    assert found.overlap.found == 1
+    text = f"scores {0.9 - score:.4g}, at most {BOX_BOUNDS[precision].scores:g}"
+    reasons = tuple(f"median change of {what} {text}" for what in WHOSE)
+    assert found.reasons == (() if passes else reasons)
+
+
+WHOSE = ("the boxes'", "the engine's own boxes'")
+
+
+def test_raised_scores_of_unsure_boxes_fail():
+    """As by an engine that is sure of all that it proposes."""
+    rows = [[x0, top, x1, top + 100] for top in (200, 400) for x0, _, x1, *_ in people()]
+    unsure, raised = ([[*box, score] for box in rows] for score in (0.1, 0.9))
+    found = compare(Known(people() + unsure), Known(people() + raised))
+    assert (found.overlap.found, found.overlap.own) == (1, 1)
+    assert found.score_change.largest == 0
+    assert found.reasons == ("median change of the engine's own boxes' scores 0.8, at most 0.01",)
 
 
 def test_one_box_is_the_counterpart_of_one():
