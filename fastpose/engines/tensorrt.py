@@ -28,6 +28,7 @@ import tensorrt as trt
 
 from fastpose import ops
 from fastpose.engines import source
+from fastpose.engines.decoder import check_decoder
 from fastpose.engines.engine import BufferedEngine, Job, Port, Ports, Request, cause, find_ports
 from fastpose.engines.manifest import Manifest, hash_files, replaced, versions_of
 from fastpose.engines.memory import DeviceArray, DeviceMemory, open_memory
@@ -127,12 +128,12 @@ def build(job: Job, out: Path) -> list[Path]:
         cache = job.timing_cache and _timing_file(job.timing_cache, memory, version)
         with memory.current():
             plan = _compile(job, graph, cache)
-        capability = memory.capability
+        kernel = _decoder(job, memory)
     finally:
         memory.close()
     with replaced(out) as temporary:
         temporary.write_bytes(plan)
-    return [out, *_decoder(job, out, capability)]
+    return [out, *(kernel.save(out.with_suffix("")) if kernel else [])]
 
 
 def refit(file: Path, weights: Path, *, device: str = "auto") -> bytes:
@@ -659,20 +660,23 @@ def _graph(job: Job, out: Path) -> Path:
     return modelopt_onnx(job, graph, out.with_suffix(".qdq.onnx"))
 
 
-def _decoder(job: Job, out: Path, capability: tuple[int, int]) -> list[Path]:
-    """The files of the kernel that finds the peaks, for where triton and torch are missing.
+def _decoder(job: Job, memory: DeviceMemory) -> ops.DecodeBinary | None:
+    """The kernel that finds the peaks, for where triton and torch are missing.
 
-    There are none for a network without single maps, for a plan of several architectures, since a
-    kernel is for one, and where triton is not there: results are then decoded on the host.
+    There is none for a network without single maps, for a plan of several architectures, since a
+    kernel is for one, where triton is not there, and where the kernel does not find on the device
+    what the host finds: results are then decoded on the host.
     """
     if job.options.hardware_compatible == "ampere" or not has_single_maps(job.spec):
-        return []
+        return None
     try:
-        binary = compile_peaks(job.spec, "float32", capability)
-    except BackendError as error:
-        LOG.warning("%s: without torch, joints will be found on the host: %s", out.name, error)
-        return []
-    return binary.save(out.with_suffix(""))
+        binary = compile_peaks(job.spec, "float32", memory.capability)
+        check_decoder(binary, job.spec, memory)
+    except (BackendError, EngineError) as error:
+        name = job.spec.name
+        LOG.warning("%s: without torch, joints will be found on the host: %s", name, error)
+        return None
+    return binary
 
 
 def _compile(job: Job, graph: Path, cache: Path | None) -> bytes:

@@ -856,7 +856,7 @@ def test_what_is_said_from_other_threads_is_neither_lost_nor_torn(place) -> None
 def test_the_kernel_that_finds_joints_is_kept_with_the_plan(place, monkeypatch) -> None:
     from fastpose.ops import DecodeBinary
 
-    asked = []
+    asked, checked = [], []
 
     class Binary:
         def save(self, stem: Path) -> list[Path]:
@@ -869,12 +869,18 @@ def test_the_kernel_that_finds_joints_is_kept_with_the_plan(place, monkeypatch) 
         asked.append(given)
         return Binary()
 
+    def check_decoder(binary: Binary, spec: Any, memory: Memory) -> None:
+        assert not memory.closed
+        checked.append((type(binary), spec, memory))
+
     monkeypatch.setattr(place.module, "compile_peaks", compile_peaks)
+    monkeypatch.setattr(place.module, "check_decoder", check_decoder)
     files = place.module.build(place.job(), place.folder / "tiny.plan")
     assert [file.name for file in files] == [
         "tiny.plan", "tiny.decode.json", "tiny.decode.cubin",
     ]  # fmt: skip
     assert asked == [(TINY, "float32", (9, 0))]
+    assert checked == [(Binary, TINY, place.memory)]
     monkeypatch.setattr(DecodeBinary, "load", lambda stem: (stem.name, "kernel"))
     engine = place.opened(files[0])
     assert engine.decoder == ("tiny", "kernel")
@@ -884,6 +890,17 @@ def test_the_kernel_that_finds_joints_is_kept_with_the_plan(place, monkeypatch) 
     ampere = place.job(options=Options(hardware_compatible="ampere"))
     assert len(place.module.build(ampere, place.folder / "other.plan")) == 1
     assert len(asked) == 1
+
+
+def test_a_kernel_that_finds_other_joints_is_not_kept(place, monkeypatch, caplog) -> None:
+    def check_decoder(*given: Any) -> None:
+        raise EngineError("points are 3 px apart")
+
+    monkeypatch.setattr(place.module, "compile_peaks", lambda *given: object())
+    monkeypatch.setattr(place.module, "check_decoder", check_decoder)
+    files = place.module.build(place.job(), place.folder / "tiny.plan")
+    assert [file.name for file in files] == ["tiny.plan"]
+    assert "tiny: without torch, joints will be found on the host: points are 3 px" in caplog.text
 
 
 # Refit
