@@ -1,9 +1,7 @@
 """int8 after training: 8-bit convolutions whose ranges are taken from pictures of the user's.
 
 Ranges and rounding follow Krishnamoorthi, "Quantizing deep convolutional networks for efficient
-inference: A whitepaper", arXiv 2018: weights by output channel, activations by tensor. The shift
-that rounding gives to each channel's mean is measured layer by layer and taken back, after Nagel
-et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV 2019.
+inference: A whitepaper", arXiv 2018: weights by output channel, activations by tensor.
 """
 
 from __future__ import annotations
@@ -85,8 +83,10 @@ def quantize_openvino(
                 nncf.Dataset(list(samples)),
                 subset_size=len(samples),
                 preset=nncf.QuantizationPreset.MIXED,
-                fast_bias_correction=False,
                 ignored_scope=scope,
+                advanced_parameters=nncf.AdvancedQuantizationParameters(
+                    disable_bias_correction=True  # it fits the means of the first samples alone
+                ),
             )
         except Exception as error:  # of many classes, whose only base is this
             raise EngineError(f"nncf cannot quantise the network: {cause(error)}") from None

@@ -103,6 +103,14 @@ def test_the_same_windows_give_the_same_file(quantised, graph, monkeypatch, tmp_
     assert other[1].read_bytes() != again[1].read_bytes()  # the ranges
 
 
+def test_the_order_of_the_windows_is_nothing(quantised, graph, monkeypatch, tmp_path):
+    monkeypatch.setattr(source, "find_graph", lambda *_, **__: (graph, ""))
+    turned = openvino.build(int8_job(images(40)[::-1].copy()), tmp_path / "turned.xml")
+    batch = images(4, seed=6)
+    first, second = (opened(files[0], precision="int8")(batch) for files in (quantised, turned))
+    np.testing.assert_allclose(second, first, atol=1e-5)
+
+
 @pytest.mark.parametrize("calibration", [None, images(0)])
 def test_int8_never_does_without_pictures(calibration, tmp_path):
     for build in (
