@@ -41,7 +41,7 @@ from fastpose.engines.bundle import (
 from fastpose.engines.engine import PRECISIONS, Floats, Job, Request
 from fastpose.engines.manifest import check_buckets
 from fastpose.engines.verify import Verification, reference_spec, verify_pictures
-from fastpose.errors import BackendError, EngineError, ModelError, UnbuiltError
+from fastpose.errors import BackendError, EngineError, ModelError, UnbuiltError, UnverifiedError
 from fastpose.models import model_spec
 from fastpose.models.spec import ModelSpec
 
@@ -314,6 +314,8 @@ def open_or_build(
     try:
         return opened()
     except UnbuiltError as error:
+        if precision == "int8":
+            raise  # it takes pictures, and the text says where they are given
         LOG.info("%s: building it", error)
     if names_file(model):
         _build_again(Path(model), threads, progress)
@@ -395,8 +397,8 @@ def _calibration(
         return None
     if pictures is None:
         raise EngineError(
-            "int8 is calibrated with pictures such as the engine will see: give their folder as "
-            "calibration"
+            "int8 is calibrated with pictures such as the engine will see: --calibration DIR (from "
+            "Python, calibration=DIR)"
         )
     tell("read pictures")
     most = CALIBRATION_WINDOWS
@@ -449,15 +451,16 @@ def _verified(
     """The report of an engine that may be used.
 
     Raises:
-        EngineError: it is over the bounds, and nobody allows that.
+        UnverifiedError: it is over the bounds, and nobody allows that.
     """
     tell("verify")
     spec, most = reference_spec(engine.manifest), VERIFIED_WINDOWS
     pictures = fixtures.windows(spec, images, limit=most, threads=threads)
     found = verify_pictures(engine, pictures, weights=weights, threads=threads)
     if not found.passed and not allow:
-        raise EngineError(
+        raise UnverifiedError(
             f"{engine.manifest.name} in {engine.manifest.kind} is not what the module is: "
-            f"{'; '.join(found.reasons)}"
+            f"{'; '.join(found.reasons)}",
+            found.to_dict(),
         )
     return found.to_dict()

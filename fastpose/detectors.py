@@ -37,7 +37,7 @@ from fastpose.engines.options import Options
 from fastpose.engines.source import HALVES
 from fastpose.engines.verify import reference_halves
 from fastpose.engines.verify_detector import BoxVerification, verify_detector
-from fastpose.errors import BackendError, DataError, EngineError
+from fastpose.errors import BackendError, DataError, EngineError, UnverifiedError
 from fastpose.evaluate import FLOOR
 from fastpose.fixtures import Scenes, scenes
 from fastpose.models import detector_spec
@@ -248,14 +248,15 @@ class _Work:
         """The report of a detector that may be used.
 
         Raises:
-            EngineError: it is over the bounds, and nobody allows that.
+            UnverifiedError: it is over the bounds, and nobody allows that.
         """
         self.tell("verify")
         found = _verify(built, self.weights, self.images, VERIFIED_PICTURES, self.threads)
         if not found.passed and not self.allow:
-            raise EngineError(
+            raise UnverifiedError(
                 f"{self.spec.name} in {self.kind} is not what the module is: "
-                f"{'; '.join(found.reasons)}"
+                f"{'; '.join(found.reasons)}",
+                found.to_dict(),
             )
         return found.to_dict()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class FastposeError(Exception):
     """Base of every error that fastpose raises on purpose; its text is one line for a person."""
@@ -25,6 +27,18 @@ class EngineError(FastposeError, RuntimeError):
 
 class UnbuiltError(EngineError, BackendError):
     """An engine has to be built for this machine first, or again; the text says how, or why."""
+
+
+class UnverifiedError(EngineError):
+    """An engine is too far from its module to be written.
+
+    Attributes:
+        report: what was found, as a manifest would keep it.
+    """
+
+    def __init__(self, text: str, report: dict[str, Any]) -> None:
+        super().__init__(text)
+        self.report = report
 
 
 class DetectorError(FastposeError, ValueError):

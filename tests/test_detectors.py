@@ -241,7 +241,7 @@ def test_a_bundle_is_neither_another_precision_nor_a_pose_network(bundle, capsys
     with pytest.raises(EngineError, match="kind: the engine has openvino, asked was onnxruntime"):
         open_detector(str(bundle), kind="onnxruntime")
     line = refused(capsys, "predict", pictures, "--engine", bundle, "--detector", "none")
-    assert f"{bundle}: the bundle of a detector, which `--detector {bundle}` takes" in line
+    assert f"{bundle}: the bundle of a detector: give it as `--detector {bundle}`" in line
     edit(bundle, what="pose network")
     assert "buckets must be" in refused(capsys, "predict", pictures, "--detector", bundle)
     assert "got 'detr'" in refused(

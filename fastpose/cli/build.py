@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from fastpose.cli.progress import Stages
 from fastpose.engines import BUCKETS, KINDS, SUFFIXES
 from fastpose.engines.engine import PRECISIONS
 from fastpose.engines.options import CHOICES, Options
-from fastpose.errors import BackendError, DataError
+from fastpose.errors import BackendError, DataError, EngineError, UnverifiedError
 
 if TYPE_CHECKING:
     from fastpose.engines import DetectorManifest, Manifest
@@ -147,8 +148,14 @@ def run(args: argparse.Namespace) -> int:
     from fastpose.engines import read_bundle
 
     stages = Stages()
-    with told_in_one_line():
-        path = _build(args, stages)
+    try:
+        with told_in_one_line():
+            path = _build(args, stages)
+    except UnverifiedError as error:
+        stages.finish()
+        print("\n".join(report_lines(error.report)), file=sys.stderr)
+        pictures = "more or other pictures for --calibration, or " if args.calibration else ""
+        raise EngineError(f"{error}; {pictures}--allow to keep it as it is") from None
     stages.finish()
     manifest, path = read_bundle(path)
     if args.json:

@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastpose.cli.options import add_engine, engine_kind, positive, run_options
+from fastpose.cli.options import add_engine, engine_and_model, engine_kind, positive, run_options
 from fastpose.cli.progress import Progress
 
 if TYPE_CHECKING:
@@ -265,9 +265,9 @@ def _open_engine(args: argparse.Namespace) -> Engine:
     from fastpose.bundles import open_or_build
     from fastpose.engines import open_engine
 
-    kind, file = engine_kind(args.engine)
+    kind, model = engine_and_model(args)
     return (open_or_build if args.build else open_engine)(
-        file or args.model,
+        model,
         kind=kind,
         device=args.device,
         precision=args.precision,
@@ -283,7 +283,7 @@ def _about(args: argparse.Namespace, engine: Engine, progress: Progress) -> dict
         "model": manifest.name,
         "engine": manifest.kind,
         "precision": manifest.precision,
-        "flip": args.flip,
+        "flip": args.flip or manifest.spec.flip_inside,
         "seconds": round(progress.seconds, 2),
     }
 

@@ -112,6 +112,24 @@ def make_options(asked: dict[str, Any]) -> Options:
         raise BackendError(str(error)) from None
 
 
+def engine_and_model(args: argparse.Namespace) -> tuple[str, str]:
+    """The kind of `--engine`, and the model: its file where it names one, else the model's name.
+
+    Raises:
+        BackendError: both name a model, and not the same.
+        EngineError: the file is no bundle.
+    """
+    kind, file = engine_kind(args.engine)
+    if file is None or args.model in (None, "default"):
+        return kind, file or args.model
+    from fastpose.engines import read_bundle
+
+    manifest, _ = read_bundle(Path(file))
+    if args.model != manifest.name:
+        raise BackendError(f"{file}: the engine of {manifest.name}, and the model is {args.model}")
+    return kind, file
+
+
 def engine_kind(engine: str) -> tuple[str, str | None]:
     """Split `--engine` into the kind and, where it names a file, that file.
 

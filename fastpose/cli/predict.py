@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastpose import __version__
 from fastpose.cli import UNUSABLE
-from fastpose.cli.options import add_engine, engine_kind, positive, run_options, share
+from fastpose.cli.options import add_engine, engine_and_model, positive, run_options, share
 from fastpose.cli.progress import Progress
 from fastpose.errors import DetectorError, FrameError
 
@@ -116,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
     from fastpose.ops import set_num_threads
     from fastpose.pose import Pose
 
-    kind, file = engine_kind(args.engine)
+    kind, model = engine_and_model(args)
     if args.boxes and args.detector_layout:
         raise DetectorError(f"--detector-layout is for --detector FILE.onnx, got {args.boxes}")
     boxes = read_boxes(args.boxes) if args.boxes else None
@@ -133,7 +133,7 @@ def run(args: argparse.Namespace) -> int:
     if args.threads:
         set_num_threads(args.threads)
     with Pose(
-        file or args.model,
+        model,
         detector=detector,
         engine=kind,
         device=args.device,

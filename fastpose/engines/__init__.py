@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import sys
 import warnings
 from contextlib import contextmanager
@@ -340,8 +341,9 @@ def _find_bundle(
     asked = "" if precision == "auto" else f" --precision {precision}"
     asked += " --calibration DIR" if precision == "int8" else ""
     given = f" --weights {weights}" if weights else ""
+    which = "" if precision == "auto" else f"{precision} "
     raise UnbuiltError(
-        f"{spec.name}: no engine of {kind} has been built for this machine; "
+        f"{spec.name}: no {which}engine of {kind} has been built for this machine; "
         f"`fastpose build {spec.name} --engine {kind}{asked}{given}` makes one"
     )
 
@@ -498,7 +500,10 @@ def _open_bundle(
 ) -> Engine:
     manifest, path = read_bundle(path)
     if not isinstance(manifest, Manifest):
-        raise EngineError(f"{path}: the bundle of a detector, which `--detector {path}` takes")
+        raise EngineError(
+            f"{path}: the bundle of a detector: give it as `--detector {path}`, or to "
+            f"`fastpose eval {path} --data boxes:DIR`"
+        )
     place = _checked_place(manifest, path, kind, device, precision)
     kind = manifest.kind
     if options:
@@ -568,10 +573,15 @@ def read_bundle(path: Path) -> tuple[Manifest | DetectorManifest, Path]:
         EngineError: there is none; the text says what the file may be instead.
     """
     file, path = path, path.with_suffix(".json")
-    if file != path and file.is_file() and not path.exists():
-        wrap = f"; `fastpose wrap {file} --out BUNDLE.onnx` makes both"
+    if not file.exists() and not path.exists():
         raise EngineError(
-            f"{file}: without {path.name}, which says how to feed and to read it"
+            f"{file}: no such file; `fastpose build` and `fastpose wrap` make bundles"
+        )
+    if file != path and file.is_file() and not path.exists():
+        wrap = f"; of a network from elsewhere `fastpose wrap {file} --out BUNDLE.onnx` makes one"
+        raise EngineError(
+            f"{file}: without {path.name}, which says how to feed and to read it: it belongs "
+            "beside it, under the name that it was built with"
             + (wrap if file.suffix == ".onnx" else "")
         )
     return _manifest(path), path
@@ -654,18 +664,23 @@ def _importable(name: str) -> bool:
 
 @contextmanager
 def without_telemetry() -> Iterator[None]:
-    """Keep OpenVINO from reporting to its makers, over the network, that it was imported.
+    """Keep the runtimes from reporting to their makers, over the network, that they were imported.
 
-    It does so through a package of its own, from a thread and a child process that a program may
-    wait for when it ends, and does without where that package is missing. A program that imports
-    OpenVINO by itself decides for itself.
+    OpenVINO does so through a package of its own, from a thread and a child process that a program
+    may wait for when it ends, and does without where that package is missing. ONNX Runtime reads
+    this variable once, when it is imported. A program that imports them by itself decides for
+    itself.
     """
-    reporter = "openvino_telemetry"
-    if reporter in sys.modules:
-        yield
-        return
-    sys.modules[reporter] = None  # type: ignore[assignment]  # Python's own sign for "missing"
+    reporter, variable = "openvino_telemetry", "ORT_DISABLE_TELEMETRY"
+    absent, unset = reporter not in sys.modules, variable not in os.environ
+    if absent:
+        sys.modules[reporter] = None  # type: ignore[assignment]  # Python's own sign for "missing"
+    if unset:
+        os.environ[variable] = "1"
     try:
         yield
     finally:
-        del sys.modules[reporter]
+        if absent:
+            del sys.modules[reporter]
+        if unset:
+            del os.environ[variable]

@@ -129,10 +129,12 @@ class Description:
         for name, wanted in self.files.items():
             if Path(name).name != name:
                 raise EngineError(f"{path}: files: {name!r} is no name of a file beside it")
-            try:
-                found = file_hash(path.parent / name)
-            except EngineError as error:
-                raise UnbuiltError(str(error)) from None
+            if not (path.parent / name).exists():
+                raise UnbuiltError(
+                    f"{path}: files: it describes {name}, which is not beside it; the files of a "
+                    "bundle keep their names"
+                )
+            found = file_hash(path.parent / name)
             if found != wanted:
                 raise UnbuiltError(
                     f"{path}: files: {name}: the manifest has {str(wanted)[:12]}, the file has "

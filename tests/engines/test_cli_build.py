@@ -232,9 +232,22 @@ def test_what_moves_joints_is_not_built_unless_allowed(tiny, folder, capsys, mon
         assert status == 0
         assert rows(printed)["verified"].startswith("NOT PASSED")
         return
-    line = refused(capsys, "build", "tiny", *words)
-    assert "tiny in openvino is not what the module is" in line
+    status, printed, errors = build(capsys, *words)
+    assert (status, printed) == (2, "")
+    assert "shift       of " in errors, "what was measured is told, too"
+    line = errors.splitlines()[-1]
+    assert line.startswith("fastpose build: tiny in openvino is not what the module is: median")
+    assert line.endswith("; --allow to keep it as it is")
     assert list(folder.iterdir()) == []
+
+
+def test_an_engine_and_a_model_that_differ_are_refused(bundle, tmp_path, capsys):
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((32, 32, 3), np.uint8))
+    words = ("predict", tmp_path / "a.png", "--detector", "none", "--out", tmp_path / "out")
+    line = refused(capsys, *words, "--engine", bundle, "--model", "cpn50")
+    assert "the engine of tiny, and the model is cpn50" in line
+    status, _, _ = run(capsys, *words, "--engine", bundle, "--model", "tiny", "--threads", "1")
+    assert status == 0
 
 
 # inspect
@@ -320,7 +333,7 @@ def test_a_file_that_is_damaged_though_its_hash_is_right(bundle, capsys):
         ("[1]", "not a manifest of an engine"),
         ('{"joints": []}', "expected schema 2"),
         ("{", "not a manifest of an engine"),
-        (None, "no manifest of an engine: No such file"),
+        (None, "no such file; `fastpose build` and"),
     ],
 )
 def test_a_json_that_is_no_manifest(tmp_path, capsys, verb, content, text):
