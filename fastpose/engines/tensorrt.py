@@ -19,6 +19,7 @@ import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
 
@@ -209,7 +210,8 @@ class TensorRTEngine(BufferedEngine):
                     weights_hash=request.weights_hash,
                     layers=layers,
                     ties=_ties(request.options, version, self.memory),
-                    options=request.options,
+                    # a permission is its caller's, and nothing that a bundle may say of itself
+                    options=replace(request.options, host_code=False),
                     files=hash_files(
                         [request.file, *sorted(stem.parent.glob(f"{stem.name}.decode.*"))]
                     ),
