@@ -12,6 +12,7 @@ import pytest
 from fastpose import detectors
 from fastpose.cli import main
 from fastpose.detect import open_detector, runtime_of
+from fastpose.detectors import verify_detector_bundle
 from fastpose.engines import DetectorManifest
 from fastpose.errors import BackendError, EngineError
 from fastpose.fixtures import built_in_pictures
@@ -233,6 +234,17 @@ def test_a_bundle_that_does_not_fit_names_the_field(bundle, capsys, changes, tex
         open_detector(str(bundle))
     assert text in str(error.value)
     assert text in refused(capsys, "verify", bundle)
+
+
+def test_what_a_bundle_says_of_itself_is_not_believed(bundle):
+    """Its layers are counted here, and the reference is fed as it is registered."""
+    counted = verify_detector_bundle(bundle, limit=2, threads=1).layers
+    assert set(counted) == {"f32"}
+    edit(bundle, layers={"int8": 99})
+    assert verify_detector_bundle(bundle, limit=2, threads=1).layers == counted
+    spec = json.loads(bundle.read_text())["spec"]
+    edit(bundle, spec={**spec, "mean": [0.0, 0.0, 0.0], "std": [255.0, 255.0, 255.0]})
+    assert not verify_detector_bundle(bundle, limit=2, threads=1).passed
 
 
 def test_a_bundle_is_neither_another_precision_nor_a_pose_network(bundle, capsys, pictures):

@@ -497,7 +497,12 @@ def test_no_edited_bundle_passes(released, tmp_path):
     path = build_engine("tiny", engine="openvino", threads=1, out=tmp_path / "a.onnx")
     document = json.loads(path.read_text())
     assert verify_engine(path, limit=3, threads=1).passed
-    for field, value in (("mean", [0, 0, 9]), ("rgb", False), ("padding", 2.5), ("sigma", 9.0)):
+    for field, value in (
+        ("mean", [0, 0, 9]),
+        ("rgb", False),
+        ("padding", 2.5),
+        ("peak_value", 10.0),
+    ):
         spec = {**document["spec"], field: value}
         path.write_text(json.dumps({**document, "spec": spec}))
         with pytest.raises(EngineError, match=f"spec: {field}: the engine's description has"):

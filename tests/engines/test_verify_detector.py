@@ -129,6 +129,13 @@ def test_raised_scores_of_unsure_boxes_fail():
     assert found.reasons == ("median change of the engine's own boxes' scores 0.8, at most 0.01",)
 
 
+def test_layers_that_can_be_counted_must_be(monkeypatch):
+    assert compare(Known(people()), Known(people())).passed
+    monkeypatch.setattr(Known, "kind", "openvino")
+    reasons = compare(Known(people()), Known(people())).reasons
+    assert reasons == ("f32 was asked for, its layers could not be counted",)
+
+
 def test_one_box_is_the_counterpart_of_one():
     pair = [[0, 0, 10, 100, 0.9], [0, 0, 10, 98, 0.8]]
     found = compare(Known(pair), Known(pair[:1]))
