@@ -36,6 +36,7 @@ from fastpose.conformance import (
     running,
 )
 from fastpose.conformance.report import Anonymous
+from fastpose.direct import DeviceFrames
 from fastpose.engines import Manifest, Options, memory, source
 from fastpose.engines.engine import BufferedEngine
 from fastpose.errors import BackendError, EngineError
@@ -564,6 +565,35 @@ def people(shift: float, score: float) -> People:
     box = np.array([[0, 0, 60, 60]], np.float32)
     one = np.ones(1, np.float32)
     return People(box, one, points, np.full((1, 14), score, np.float32), CALM.joints)
+
+
+def test_a_decoding_kernel_that_was_kept_is_looked_at(tmp_path, monkeypatch):
+    class Kept(Pooled):
+        decoder, memory = "kernel", "memory"
+
+    class Frames(DeviceFrames):
+        finds_joints = True
+
+        def upload(self, frames):
+            return frames
+
+        def close(self):
+            pass
+
+        def _find(self, frames, source, affines):
+            raise AssertionError("nobody estimates")
+
+    def check_decoder(*given):
+        assert given == ("kernel", subject.spec, "memory")
+        raise EngineError("points are 3 px apart")
+
+    monkeypatch.setattr(running, "in_graphs", lambda network: Frames())
+    monkeypatch.setattr(running, "estimate", lambda *given: [])
+    monkeypatch.setattr(running, "check_decoder", check_decoder)
+    subject = Examined("torch", "calm", "f32", "auto", Options(), tmp_path)
+    subject.engine = Kept
+    with pytest.raises(EngineError, match="points are 3 px apart"):
+        running.frames(subject)
 
 
 def test_joints_that_another_path_moves_are_found():
