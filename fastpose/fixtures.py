@@ -346,7 +346,8 @@ class _Folder:
 
     def __init__(self, path: Path, limit: int) -> None:
         if not path.is_dir():
-            raise DataError(f"{path}: no such folder of pictures")
+            sets = ", ".join(f"{kind}:" for kind in KINDS)
+            raise DataError(f"{path}: no such folder of pictures, nor one of the sets {sets}")
         files = picture_files(path.iterdir())
         if not files:
             raise DataError(f"{path}: has no picture")

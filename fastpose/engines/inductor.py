@@ -180,7 +180,8 @@ def _check_version(version: str) -> None:
 
 
 def _export(module: nn.Module, image: Tensor, largest: int) -> torch.export.ExportedProgram:
-    batch = torch.export.Dim("batch", min=1, max=largest) if largest > 1 else None
+    dim = torch.export.Dim
+    batch = dim("batch", min=1, max=largest) if largest > 1 else dim.STATIC
     try:
         with torch.no_grad():
             return torch.export.export(module, (image,), dynamic_shapes=({0: batch},))
