@@ -45,6 +45,7 @@ driver = Driver(binary, method=spec.method, sigma=spec.sigma, peak_value=spec.pe
 cubin._driver = lambda: driver
 cuda._C_cuda = SimpleNamespace(warp_frames=warp_frames)
 source.find_graph = lambda *given, **named: (folder / "graph.onnx", "")
+source.float_graph = lambda graph, out: graph  # a plan is built where onnx is
 
 from fastpose.engines import tensorrt  # noqa: E402
 
