@@ -764,8 +764,8 @@ def test_texts_tell_nobody_who_and_where(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setattr(getpass, "getuser", lambda: "hopper")
     monkeypatch.setattr(socket, "gethostname", lambda: "mark1.navy.mil")
-    clean = Anonymous(tmp_path / "work")
-    assert clean(f"{tmp_path}/work/engine/a.plan: cut") == "FOLDER/engine/a.plan: cut"
+    clean = Anonymous(tmp_path / "report")
+    assert clean(f"{tmp_path}/report/engine/a.plan: cut") == "FOLDER/engine/a.plan: cut"
     assert clean(f"{home}/models/a") == "~/models/a"
     assert clean(f"{home}2/a") != "~2/a"
     assert clean("/home/ada/x, /Users/ada/x: y") == "~/x, ~/x: y"
