@@ -213,7 +213,7 @@ def write_graph(
         raise BackendError(
             f"ONNX export needs {error.name}; install the extra: fastpose-inference[torch]"
         ) from None
-    with _quiet(), torch.inference_mode():
+    with quiet("torch.onnx"), torch.inference_mode():
         program = torch.onnx.export(
             network.eval(),
             (example,),
@@ -288,9 +288,9 @@ def input_type(network: nn.Module, precision: str) -> torch.dtype:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep back what the exporter says of packages that it would also have liked to find."""
-    log = logging.getLogger("torch.onnx")
+def quiet(logger: str) -> Iterator[None]:
+    """Keep back what torch says below errors: of its deprecations, or of packages it would like."""
+    log = logging.getLogger(logger)
     level = log.level
     log.setLevel(logging.ERROR)
     with warnings.catch_warnings():

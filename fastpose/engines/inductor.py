@@ -11,10 +11,8 @@ A package runs what it carries, as any library does: open only those from a sour
 from __future__ import annotations
 
 import json
-import logging
 import platform
 import threading
-import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastpose.engines.build import quiet
 from fastpose.engines.engine import cause
 from fastpose.errors import BackendError, EngineError, FastposeError
 
@@ -87,7 +86,7 @@ def write_package(
         "aot_inductor.metadata": {NOTE: json.dumps(dict(note))},
         "aot_inductor.precompile_headers": False,  # they would be used once
     }
-    with compiling(path.stem), _COMPILING, _quiet():
+    with compiling(path.stem), _COMPILING, quiet("torch._inductor"):
         pick_vec_isa()  # tries compilations, which torch's usual cache keeps; ours is thrown away
         with TemporaryDirectory(dir=path.parent) as room, fresh_cache(dir=room):
             aoti_compile_and_package(program, package_path=str(path), inductor_configs=settings)
@@ -195,17 +194,3 @@ def _reason(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     complaints = [line for line in lines if "error: " in line]
     return (complaints or lines or [type(error).__name__])[0]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep back what torch says of its own deprecations."""
-    log = logging.getLogger("torch._inductor")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        finally:
-            log.setLevel(level)
