@@ -1,20 +1,68 @@
-"""Gates of `pytest benchmarks`: one thread, and ratios alone, with half of the margin."""
+"""`pytest benchmarks`: options, one way to time, and the file of results.
+
+Each benchmark checks its answer, then has `timed` take turns with the peers, and thereby makes a
+row. All rows of a run go into one file. What is gated are ratios and counts, never times, with half
+of the margin that is aimed at.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import cv2
 import pytest
+from suite import ROOT, Suite, Timed
 
+from fastpose.bench.rows import Row
 from fastpose.ops import cpp, set_num_threads
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("fastpose")
+    group.addoption("--data-dir", default=os.environ.get("FASTPOSE_DATA"), help="of data sets")
+    group.addoption("--results", metavar="FILE", help="instead of benchmarks/results/MACHINE/...")
+    group.addoption("--machine", metavar="NAME", help="how its folder of results is called")
+    group.addoption("--device", default="cpu", choices=("cpu", "cuda"))
+    group.addoption("--full", action="store_true", help="all cases; takes an hour")
+
+
+@pytest.fixture(scope="session")
+def suite(request: pytest.FixtureRequest) -> Iterator[Suite]:
+    own = Suite(request.config)
+    yield own
+    if own.rows:
+        sys.stderr.write(f"\n{len(own.rows)} rows in {os.path.relpath(own.path)}\n")
+
+
 @pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
+def _one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Kernels on one thread, but for benchmarks marked `threads`."""
+    if request.node.get_closest_marker("threads"):
+        yield
+        return
     before, theirs = cpp.get_num_threads(), cv2.getNumThreads()
     set_num_threads(1)
     cv2.setNumThreads(1)
     yield
     set_num_threads(before)
     cv2.setNumThreads(theirs)
+
+
+@pytest.fixture(scope="session")
+def data_dir(request: pytest.FixtureRequest) -> Path:
+    """The folder of data sets; without one the benchmark is skipped."""
+    given = request.config.getoption("--data-dir")
+    if not given:
+        pytest.skip("needs data sets: --data-dir or FASTPOSE_DATA names their folder")
+    return Path(given)
+
+
+@pytest.fixture
+def timed(suite: Suite, benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., Row]:
+    """Check, time by turns, keep the row, hold it against its limits; see `Timed.__call__`."""
+    module = Path(request.node.path).relative_to(ROOT)
+    return Timed(suite, benchmark, f"pytest {module}")

@@ -19,6 +19,7 @@ LAYERS = [
     {"cli"},
     {"train"},
     {"__init__"},
+    {"bench"},
     {"conformance", "pose"},
     {"bundles", "detectors"},
     {"fixtures"},

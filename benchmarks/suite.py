@@ -1,0 +1,179 @@
+"""What the benchmarks share: rows that are checked, timed by turns, kept, and held to limits."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastpose.bench.rows import (
+    Document,
+    Peer,
+    Row,
+    load,
+    machine_name,
+    new_document,
+    read_document,
+)
+from fastpose.bench.rows import timed as figures_of
+from fastpose.measure import Call, Times, steady, take_turns
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+class WrongAnswerError(AssertionError):
+    """What was to be timed gives another answer."""
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A peer's way of doing the same.
+
+    Attributes:
+        call: takes its turns; None where it is absent.
+        check: compares its answer with ours and returns the difference in words; raises
+            `WrongAnswerError` if it is another one.
+        at_least: the ratio below which the benchmark fails; None for no gate.
+        version: of the peer.
+        figures: what else is known of it, such as its accuracy.
+        absent: why there is none.
+    """
+
+    call: Call | None = None
+    check: Callable[[], str] | None = None
+    at_least: float | None = None
+    version: str = ""
+    figures: Mapping[str, float] | None = None
+    absent: str = ""
+
+
+class Suite:
+    """The rows of a run, which are written after each of them.
+
+    Attributes:
+        rows: so far.
+    """
+
+    def __init__(self, config: pytest.Config) -> None:
+        words = [word.replace(f"{ROOT}{os.sep}", "") for word in config.invocation_params.args]
+        command = shlex.join(["pytest", *(Path(w).name if w.startswith("/") else w for w in words)])
+        fresh = new_document((), command, ROOT)
+        given = config.getoption("--results")
+        name = config.getoption("--machine") or machine_name(fresh.machine)
+        default = RESULTS / name / f"{fresh.date}-{fresh.commit}.json"
+        self.path = Path(given) if given else default
+        # Parts of the suite that run one after another fill one file.
+        known = read_document(self.path) if self.path.exists() else None
+        self.document: Document = replace(known or fresh, command=command)
+        self.rows: list[Row] = []
+
+    def add(self, row: Row) -> Row:
+        """Keep a row, at once: the run may be stopped at any moment."""
+        self.rows.append(row)
+        self.document = self.document.with_rows([row])
+        self.document.write(self.path)
+        return row
+
+
+class Timed:
+    """The `timed` fixture."""
+
+    def __init__(self, suite: Suite, benchmark: Any, command: str) -> None:
+        self.suite, self.benchmark, self.command = suite, benchmark, command
+        self.used = False
+
+    def __call__(
+        self,
+        group: str,
+        name: str,
+        case: Mapping[str, Any],
+        ours: Call,
+        *,
+        check: Callable[[], str],
+        beside: Mapping[str, Beside] | None = None,
+        figures: Mapping[str, float] | None = None,
+        rounds: int = 40,
+        clock: str = "thread",
+        threads: int = 1,
+        device: str = "cpu",
+        per_second: tuple[str, int] | None = None,
+        **turns: Any,
+    ) -> Row:
+        """One row.
+
+        Args:
+            group: of `fastpose.bench.rows.GROUPS`.
+            name: what is measured.
+            case: on what.
+            ours: what is timed.
+            check: compares our answer with the truth and returns how far it was, in words; raises
+                `WrongAnswerError` if it is another one. Nothing is timed before.
+            beside: peers by name, absent ones too.
+            figures: what else is known of the row.
+            rounds: turns of each.
+            clock: as in `take_turns`.
+            threads: that ours works with.
+            device: of the work.
+            per_second: a name and how many of it a call does: ("fps", 1) gives the figure fps.
+            turns: the rest of `take_turns`: before, repeats, settle, warm_up.
+
+        Returns:
+            The row. One that stays unsteady is kept as refused, without its times, and the
+            benchmark skipped.
+        """
+        beside = dict(beside or {})
+        row = Row(group, name, case, check(), threads, device, clock, command=self.command)
+        words = {n: peer.check() for n, peer in beside.items() if peer.call and peer.check}
+        calls = {"ours": ours, **{n: peer.call for n, peer in beside.items() if peer.call}}
+
+        def take() -> dict[str, Times]:
+            # pytest-benchmark lets its fixture be used once
+            pedantic = None if self.used else self.benchmark.pedantic
+            self.used = True
+            return take_turns(calls, rounds=rounds, clock=clock, pedantic=pedantic, **turns)
+
+        time_, ratios, refused = figures_of(steady(take))
+        peers = {
+            n: replace(
+                ratios.get(n) or Peer(absent=peer.absent or refused),
+                difference=words.get(n, ""),
+                version=peer.version,
+                figures=dict(peer.figures or {}),
+            )
+            for n, peer in beside.items()
+        }
+        found = dict(figures or {})
+        if time_ and per_second:
+            found[per_second[0]] = round(1e3 * per_second[1] / time_["median_ms"], 2)
+        limits = {n: peer.at_least for n, peer in beside.items() if peer.at_least is not None}
+        row = self.suite.add(
+            replace(
+                row,
+                time=time_,
+                figures=found,
+                peers=peers,
+                limits=limits,
+                refused=refused,
+                load=load(),
+            )
+        )
+        if refused:
+            pytest.skip(f"refused: {refused}")
+        assert_limits(row)
+        return row
+
+
+def assert_limits(row: Row) -> None:
+    """Fail where a ratio is below its limit; a peer that is absent here has none."""
+    slow = [
+        f"{name} {row.peers[name].ratio}, at least {least}"
+        for name, least in row.limits.items()
+        if row.peers[name].ratio is not None and row.peers[name].ratio < least
+    ]
+    assert not slow, f"{row.key}: {'; '.join(slow)}"
