@@ -15,7 +15,7 @@ import importlib.util
 import platform
 from collections.abc import Callable
 
-import mmpose_files
+from peers import mmpose
 import numpy as np
 import pytest
 from interleave import interleave, report
@@ -81,8 +81,8 @@ def against_mmpose() -> dict[tuple[str, int], float]:
     import cv2
 
     cv2.setNumThreads(1)
-    peaks = mmpose_files.load("mmpose.codecs.utils.post_processing").get_heatmap_maximum
-    refinement = mmpose_files.load("mmpose.codecs.utils.refinement")
+    peaks = mmpose.load("mmpose.codecs.utils.post_processing").get_heatmap_maximum
+    refinement = mmpose.load("mmpose.codecs.utils.refinement")
 
     def refine_quarter(points: np.ndarray, maps: np.ndarray) -> np.ndarray:
         return refinement.refine_keypoints(points, maps)
@@ -163,7 +163,7 @@ def bench_decode_beside_rtmlib():
 
 def bench_decode_beside_mmpose():
     """At least half of the margin that is aimed at, 10x."""
-    if why := mmpose_files.missing():
+    if why := mmpose.missing():
         pytest.skip(why)
     assert min(against_mmpose().values()) >= 5
 
@@ -185,7 +185,7 @@ def bench_decode_beside_its_reference():
 def main() -> None:
     cpp.set_num_threads(1)
     print(f"{platform.machine()}, {cpp.best_isa()}, one thread, {JOINTS} maps of {SIZE} a person")
-    if why := mmpose_files.missing():
+    if why := mmpose.missing():
         print(f"{why}: left out")
     else:
         against_mmpose()

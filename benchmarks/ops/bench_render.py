@@ -13,7 +13,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable
 
-import mmpose_files
+from peers import mmpose
 import numpy as np
 import pytest
 from interleave import interleave, report
@@ -49,7 +49,7 @@ def race(
 def against_mmpose() -> dict[tuple[str, int], float]:
     """Ratio by style and number of people."""
     torch.set_num_threads(1)
-    targets = mmpose_files.load("mmpose.codecs.utils.gaussian_heatmap")
+    targets = mmpose.load("mmpose.codecs.utils.gaussian_heatmap")
     functions = {
         "exact": targets.generate_unbiased_gaussian_heatmaps,
         "msra": targets.generate_gaussian_heatmaps,
@@ -89,7 +89,7 @@ def against_torch() -> dict[int, float]:
 
 def bench_render_beside_mmpose():
     """Half of the margins that are aimed at, 3, 6.5 and 6x for 1, 8 and 32 people."""
-    if why := mmpose_files.missing():
+    if why := mmpose.missing():
         pytest.skip(why)
     ratios = against_mmpose()
     for people, least in zip(PEOPLE, (1.5, 3.25, 3.0), strict=True):
@@ -106,7 +106,7 @@ def bench_render_beside_whole_maps():
 
 def main() -> None:
     print(f"{platform.machine()}, one thread, {JOINTS} maps of {SIZE} a person, sigma {SIGMA}")
-    if why := mmpose_files.missing():
+    if why := mmpose.missing():
         print(f"{why}: left out")
     else:
         against_mmpose()

@@ -15,7 +15,7 @@ import importlib.util
 import platform
 
 import cv2
-import mmpose_files
+from peers import mmpose
 import numpy as np
 import pytest
 from interleave import interleave, report
@@ -91,7 +91,7 @@ def against_mmpose() -> dict[int, float]:
     import torch
 
     torch.set_num_threads(1)
-    boxes_of = mmpose_files.load("mmpose.structures.bbox.transforms")
+    boxes_of = mmpose.load("mmpose.structures.bbox.transforms")
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
     height, width = SIZE
 
@@ -161,7 +161,7 @@ def bench_warp_beside_rtmlib():
 
 def bench_warp_beside_mmpose():
     """At least half of the margin that is aimed at, 6x."""
-    if why := mmpose_files.missing():
+    if why := mmpose.missing():
         pytest.skip(why)
     assert min(against_mmpose().values()) >= 3
 
@@ -178,7 +178,7 @@ def main() -> None:
     cpp.set_num_threads(1)
     cv2.setNumThreads(1)
     print(f"{platform.machine()}, {cpp.best_isa()}, one thread, frame {FRAME}, windows {SIZE}")
-    if why := mmpose_files.missing():
+    if why := mmpose.missing():
         print(f"{why}: left out")
     else:
         against_mmpose()
