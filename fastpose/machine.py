@@ -12,6 +12,8 @@ from typing import Any
 PACKAGES = (
     "fastpose-inference",
     "numpy",
+    "opencv-python-headless",
+    "opencv-python",
     "openvino",
     "onnx",
     "onnxruntime",
@@ -28,6 +30,20 @@ PACKAGES = (
     "nncf",
     "nvidia-modelopt",
 )
+# Those that a kernel or a runtime chooses by, as Linux calls them on x86 and Arm.
+INSTRUCTION_SETS = (
+    "avx2",
+    "avx512f",
+    "avx512vbmi",
+    "avx512_vnni",
+    "avx512_bf16",
+    "amx_bf16",
+    "amx_int8",
+    "asimd",
+    "bf16",
+    "i8mm",
+    "sve",
+)
 GPU_FIELDS = ("name", "driver_version", "compute_cap", "memory.total", "mig.mode.current")
 PATIENCE = 20.0  # seconds for a program that only prints
 
@@ -38,7 +54,8 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "system": platform.platform(),
         "processor": _processor(),
-        "cores": os.cpu_count(),
+        "instruction_sets": _instruction_sets(),
+        "cores": len(os.sched_getaffinity(0)),
         "memory_gib": _memory(),
         "gpus": gpus(),
     }
@@ -101,6 +118,15 @@ def _processor() -> str:
     lines = _lines("/proc/cpuinfo")
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
+
+
+def _instruction_sets() -> list[str]:
+    for line in _lines("/proc/cpuinfo"):
+        name, _, flags = line.partition(":")
+        if name.strip() in ("flags", "Features"):
+            known = set(flags.split())
+            return [name for name in INSTRUCTION_SETS if name in known]
+    return []
 
 
 def _memory() -> float | None:
