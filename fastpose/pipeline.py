@@ -11,6 +11,7 @@ from fastpose.crop import crop_people, person_affines, view_boxes
 from fastpose.direct import DeviceFrames
 from fastpose.engines import Engine
 from fastpose.geometry import Doubles
+from fastpose.measure import stage
 from fastpose.models.joints import locate_joints
 from fastpose.ops.choose import Array
 from fastpose.people import as_people
@@ -57,7 +58,8 @@ def _people(
     """Some people: all views of each through the network, its results straight to points."""
     spec = engine.manifest.spec
     if isinstance(engine, DeviceFrames) and engine.finds_joints:
-        return engine.joints(frames, owner, person_affines(boxes, spec.window))
+        with stage("network"):  # one graph also cuts the windows and decodes: no time of their own
+            return engine.joints(frames, owner, person_affines(boxes, spec.window))
     owner, boxes = np.repeat(owner, len(spec.views)), view_boxes(boxes, spec.views)
     largest = engine.manifest.buckets[-1]
     if len(boxes) <= largest:
@@ -69,7 +71,8 @@ def _people(
             results, affines = _windows(frames, owner[rows], boxes[rows], engine)
             parts.append((results.copy(), affines))  # the engine writes its results anew
         results, affines = (np.concatenate(rows) for rows in zip(*parts, strict=True))
-    return locate_joints(results, affines, spec)
+    with stage("decode"):
+        return locate_joints(results, affines, spec)
 
 
 def _windows(
@@ -81,8 +84,11 @@ def _windows(
     """One batch: windows straight into the engine's own input; its results and the affines."""
     if isinstance(engine, DeviceFrames):
         affines = person_affines(boxes, engine.manifest.spec.window)
-        return engine.results(frames, owner, affines), affines
-    batch = engine.buffer(len(boxes))
+        with stage("network"):  # one graph also cuts the windows
+            return engine.results(frames, owner, affines), affines
     window = engine.manifest.spec.window
-    _, affines = crop_people(frames, boxes, window, source=owner.astype(np.int32), out=batch)
-    return engine.run(len(boxes)), affines
+    with stage("crop"):
+        batch = engine.buffer(len(boxes))
+        _, affines = crop_people(frames, boxes, window, source=owner.astype(np.int32), out=batch)
+    with stage("network"):
+        return engine.run(len(boxes)), affines

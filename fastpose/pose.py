@@ -18,6 +18,7 @@ from fastpose.direct import DeviceFrames
 from fastpose.engines import Engine, Options, open_engine
 from fastpose.frames import Source, as_bgr, open_source, read_ahead
 from fastpose.graph import in_graphs
+from fastpose.measure import stage
 from fastpose.ops.choose import Array, type_name
 from fastpose.people import drop_duplicates
 from fastpose.pipeline import estimate
@@ -138,8 +139,9 @@ class Pose:
         tensors = isinstance(self._engine, DeviceFrames) and self._engine.tensors
         shared = tensors and reads_device(self._detector)
         seen = placed if shared else [_on_host(image) for image in images]
-        found = self._detector(seen)
-        return [drop_duplicates(p) for p in estimate(placed, found, self._engine)]
+        with stage("detect"):
+            found = self._detector(seen)
+        return _once_each(estimate(placed, found, self._engine))
 
     def _locate(self, images: list[Array], found: Sequence[Boxes]) -> list[People]:
         """The joints of people who were found already."""
@@ -148,7 +150,8 @@ class Pose:
     def _place(self, images: list[Array]) -> list[Array]:
         """The frames where the network reads them."""
         if isinstance(self._engine, DeviceFrames):
-            return self._engine.upload(images)
+            with stage("network"):  # as all that is done on the device
+                return self._engine.upload(images)
         return [_on_host(image) for image in images]
 
     def stream(
@@ -190,7 +193,7 @@ class Pose:
         )
         with opened as frames:
             coming = read_ahead(frames)
-            while group := list(islice(coming, follower.together(boxes))):
+            while group := _wait_for(coming, follower.together(boxes)):
                 yield from zip(group, follower.follow(group, boxes), strict=True)
 
     def close(self) -> None:
@@ -249,7 +252,8 @@ class Follower:
     def follow(self, frames: Sequence[Frame], boxes: BoxesFile | None = None) -> list[People]:
         """The people of each of the next frames of the stream, at most `together` of them."""
         found = self._find(frames, boxes)
-        return [self._remember(f, people) for f, people in zip(frames, found, strict=True)]
+        with stage("follow"):
+            return [self._remember(f, people) for f, people in zip(frames, found, strict=True)]
 
     def _remember(self, frame: Frame, people: People) -> People:
         self._time = frame.time if frame.time > self._time else self._time + FRAME_TIME
@@ -267,8 +271,21 @@ class Follower:
             self._age = 0
             return self._pose.batch(images)
         self._age += 1
-        found = [predict_boxes(self._last)]
-        return [drop_duplicates(people) for people in self._pose._locate(images, found)]
+        with stage("follow"):
+            found = [predict_boxes(self._last)]
+        return _once_each(self._pose._locate(images, found))
+
+
+def _wait_for(coming: Iterator[Frame], count: int) -> list[Frame]:
+    """So many of the frames that a thread reads, or those that are left."""
+    with stage("read"):
+        return list(islice(coming, count))
+
+
+def _once_each(found: Sequence[People]) -> list[People]:
+    """The people of each frame without those who were found twice."""
+    with stage("decode"):
+        return [drop_duplicates(people) for people in found]
 
 
 def _as_frame(frame: Array) -> Array:

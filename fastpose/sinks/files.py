@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastpose.errors import OutputError
+from fastpose.measure import stage
 from fastpose.types import Frame, People
 
 
@@ -37,7 +38,8 @@ class Sink(ABC):
         Raises:
             OutputError: it cannot be written; the frames before it stay whole.
         """
-        self._write(frame, people)
+        with stage("write"):
+            self._write(frame, people)
         self.frames += 1
 
     def close(self) -> None:

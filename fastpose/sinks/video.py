@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from fastpose.errors import OutputError
 from fastpose.sinks import Described
+from fastpose.sinks.drawn import DrawnSink
 from fastpose.sinks.files import RecordFile, Sink, make_folder, not_writable, partial_path
-from fastpose.sinks.overlay import draw
 from fastpose.types import Frame, People
 
 Image = npt.NDArray[np.uint8]
@@ -48,7 +48,7 @@ def open_drawn(folder: Path, source: Described, *, min_score: float = 0.3) -> Si
     return H264VideoSink(path, source.fps, min_score=min_score)
 
 
-class PictureSink(Sink):
+class PictureSink(DrawnSink):
     """`<frame name>.pose.png` for each frame; a name that comes twice gets the frame's index.
 
     Args:
@@ -57,18 +57,17 @@ class PictureSink(Sink):
     """
 
     def __init__(self, folder: Path, *, min_score: float = 0.3) -> None:
-        super().__init__()
-        self._folder, self._min_score = folder, min_score
+        super().__init__(min_score)
+        self._folder = folder
         make_folder(folder)
 
     def _write(self, frame: Frame, people: People) -> None:
         path = self._folder / f"{frame.name}.pose.png"
         if path in self.files:
             path = self._folder / f"{frame.name}_{frame.index}.pose.png"
-        drawn = draw(frame.image, people, min_score=self._min_score)
         file = RecordFile(path)
         try:
-            file.append(cv2.imencode(".png", drawn)[1].tobytes())
+            file.append(cv2.imencode(".png", frame.image)[1].tobytes())
         except BaseException:
             file.discard()
             raise
@@ -82,7 +81,7 @@ class PictureSink(Sink):
         """A picture that failed was removed there and then."""
 
 
-class VideoSink(Sink):
+class VideoSink(DrawnSink):
     """A video of the frames with the people drawn. Odd sizes are padded by one pixel.
 
     A video without its index cannot be played: writing ends while there still is room for it, and
@@ -100,9 +99,9 @@ class VideoSink(Sink):
     codec: str
 
     def __init__(self, path: Path, fps: float | None, *, min_score: float = 0.3) -> None:
-        super().__init__()
+        super().__init__(min_score)
         self._path, self._partial = path, partial_path(path)
-        self._fps, self._min_score = fps or DEFAULT_FPS, min_score
+        self._fps = fps or DEFAULT_FPS
         self._size: tuple[int, int] | None = None
         make_folder(path.parent)
         try:
@@ -112,7 +111,7 @@ class VideoSink(Sink):
 
     def _write(self, frame: Frame, people: People) -> None:
         self._require_room()
-        drawn = _even(draw(frame.image, people, min_score=self._min_score))
+        drawn = _even(frame.image)
         h, w = drawn.shape[:2]
         if self._size is None:
             self._size = h, w

@@ -5,12 +5,11 @@ from __future__ import annotations
 import cv2
 
 from fastpose.errors import BackendError
-from fastpose.sinks.files import Sink
-from fastpose.sinks.overlay import draw
+from fastpose.sinks.drawn import DrawnSink
 from fastpose.types import Frame, People
 
 
-class WindowSink(Sink):
+class WindowSink(DrawnSink):
     """Shows each frame with the people drawn; q or Escape ends the run as Ctrl-C does.
 
     Args:
@@ -22,8 +21,8 @@ class WindowSink(Sink):
     """
 
     def __init__(self, title: str, *, min_score: float = 0.3) -> None:
-        super().__init__()
-        self._title, self._min_score = title, min_score
+        super().__init__(min_score)
+        self._title = title
         try:
             cv2.namedWindow(title, cv2.WINDOW_NORMAL)
         except cv2.error:
@@ -33,7 +32,7 @@ class WindowSink(Sink):
             ) from None
 
     def _write(self, frame: Frame, people: People) -> None:
-        cv2.imshow(self._title, draw(frame.image, people, min_score=self._min_score))
+        cv2.imshow(self._title, frame.image)
         if cv2.waitKey(1) & 0xFF in (ord("q"), 27):
             raise KeyboardInterrupt
 
