@@ -15,6 +15,7 @@ from typing import Any
 
 import cv2
 import pytest
+from peers import Peers
 from suite import ROOT, Suite, Timed
 
 from fastpose.bench.rows import Row
@@ -65,6 +66,13 @@ def data_dir(request: pytest.FixtureRequest) -> Path:
     if not given:
         pytest.skip("needs data sets: --data-dir or FASTPOSE_DATA names their folder")
     return Path(given)
+
+
+@pytest.fixture(scope="session")
+def peers() -> Iterator[Peers]:
+    """Other projects, each in a process of its own that starts when it is first asked."""
+    with Peers() as own:
+        yield own
 
 
 @pytest.fixture
