@@ -9,7 +9,7 @@ import re
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from fastpose.machine import machine, versions
 from fastpose.measure import SPREAD, Times
 
 SCHEMA = 2
+HEAD = ("machine", "versions", "commit", "date", "command")  # of a document
+NAMES = {*HEAD, "schema", "spread_bound", "rows"}
 GROUPS = ("ops", "engines", "pipeline", "accuracy", "startup", "memory", "counts")
 
 
@@ -173,6 +175,8 @@ class Document:
         commit: of the sources, "" where they are in no repository.
         date: of the first row.
         command: that made them, folders by their last name.
+        extra: what else a program has to say of the run, by names of its own, which stand beside
+            the others in the file.
     """
 
     rows: tuple[Row, ...]
@@ -181,29 +185,25 @@ class Document:
     commit: str
     date: str
     command: str
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        taken = sorted(NAMES & set(self.extra))
+        if taken:
+            raise ValueError(f"extra must have names of its own, got {', '.join(taken)}")
 
     def with_rows(self, rows: Iterable[Row]) -> Document:
         """These rows too; one of the same key takes the other's place."""
         merged = {row.key: row for row in self.rows} | {row.key: row for row in rows}
-        return Document(
-            tuple(merged.values()),
-            self.machine,
-            self.versions,
-            self.commit,
-            self.date,
-            self.command,
-        )
+        return replace(self, rows=tuple(merged.values()))
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
             "schema": SCHEMA,
-            "machine": dict(self.machine),
-            "versions": dict(self.versions),
-            "commit": self.commit,
-            "date": self.date,
-            "command": self.command,
+            **{name: getattr(self, name) for name in HEAD},
             "spread_bound": SPREAD,
+            **self.extra,
             "rows": [row.to_dict() for row in self.rows],
         }
 
@@ -258,8 +258,8 @@ def read_document(path: Path) -> Document:
         raise ResultsError(f"{path}: expected measurements of fastpose with schema {SCHEMA}")
     try:
         rows = tuple(Row.from_dict(row) for row in found["rows"])
-        names = ("machine", "versions", "commit", "date", "command")
-        return Document(rows, *(found[name] for name in names))
+        extra = {name: value for name, value in found.items() if name not in NAMES}
+        return Document(rows, *(found[name] for name in HEAD), extra)
     except (KeyError, TypeError, ResultsError) as error:
         raise ResultsError(f"{path}: {error}") from error
 

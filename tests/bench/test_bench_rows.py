@@ -155,3 +155,13 @@ def test_a_machine_has_a_name_for_a_folder():
     facts = {"processor": "AMD EPYC", "cores": 4, "gpus": [{"name": "NVIDIA H200"}]}
     assert machine_name(facts) == "nvidia-h200-amd-epyc-4-cores"
     assert machine_name(facts | {"gpus": []}) == "amd-epyc-4-cores"
+
+
+def test_what_a_program_adds_comes_back_beside_the_rest(tmp_path):
+    path = tmp_path / "gpu.json"
+    document = replace(new_document([ROW], "bash benchmarks/gpu.sh"), extra={"stages": [{"a": 1}]})
+    document.with_rows([replace(ROW, name="decode")]).write(path)
+    assert json.loads(path.read_text())["stages"] == [{"a": 1}]
+    assert read_document(path).extra == {"stages": [{"a": 1}]}
+    with pytest.raises(ValueError, match="extra must have names of its own, got rows"):
+        replace(document, extra={"rows": []})
