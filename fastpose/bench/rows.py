@@ -20,6 +20,7 @@ from fastpose.measure import SPREAD, Times
 SCHEMA = 2
 HEAD = ("machine", "versions", "commit", "date", "command")  # of a document
 NAMES = {*HEAD, "schema", "spread_bound", "rows"}
+UNSTEADY = "the quartiles"  # how a refusal for the spread begins
 GROUPS = ("ops", "engines", "pipeline", "accuracy", "startup", "memory", "counts")
 
 
@@ -108,6 +109,11 @@ class Row:
         """None where nothing was timed."""
         return None if self.time is None else float(self.time["median_ms"])
 
+    @property
+    def unsteady(self) -> bool:
+        """Whether it is refused for the spread of its times, and not for its answer."""
+        return self.refused.startswith(UNSTEADY)
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON; what is empty is left out."""
         found = {name: getattr(self, name) for name in self.__dataclass_fields__}
@@ -154,12 +160,12 @@ def timed(
     for name, theirs in others:
         ratio, wide = ours.ratio_to(theirs)
         if wide > bound:
-            why = f"the quartiles of its ratio are {100 * wide:.0f} % apart, over {100 * bound:.0f}"
+            why = f"{UNSTEADY} of its ratio are {100 * wide:.0f} % apart, over {100 * bound:.0f}"
             peers[name] = Peer(absent=why)
             continue
         peers[name] = Peer(float(f"{ratio:.4g}"), round(wide, 4), time=theirs.to_dict())
     if ours.spread > bound:
-        why = f"the quartiles are {100 * ours.spread:.0f} % apart, over {100 * bound:.0f}"
+        why = f"{UNSTEADY} are {100 * ours.spread:.0f} % apart, over {100 * bound:.0f}"
         return None, {}, why
     return ours.to_dict(), peers, ""
 
