@@ -29,6 +29,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--machine", metavar="NAME", help="how its folder of results is called")
     group.addoption("--device", default="cpu", choices=("cpu", "cuda"))
     group.addoption("--full", action="store_true", help="all cases; takes an hour")
+    group.addoption("--update-counts", action="store_true", help="of benchmarks/counts")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -51,12 +52,14 @@ def _one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
     if request.node.get_closest_marker("threads"):
         yield
         return
-    before, theirs = cpp.get_num_threads(), cv2.getNumThreads()
-    set_num_threads(1)
-    cv2.setNumThreads(1)
+    pools = [(cpp.get_num_threads(), set_num_threads), (cv2.getNumThreads(), cv2.setNumThreads)]
+    if torch := sys.modules.get("torch"):
+        pools.append((torch.get_num_threads(), torch.set_num_threads))
+    for _, limit in pools:
+        limit(1)
     yield
-    set_num_threads(before)
-    cv2.setNumThreads(theirs)
+    for threads, limit in pools:
+        limit(threads)
 
 
 @pytest.fixture(scope="session")
