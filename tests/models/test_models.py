@@ -23,28 +23,44 @@ from fastpose.models import MODELS, create, list_models, model_spec
 from fastpose.models.cpn_light import LightCPN
 from fastpose.models.joints import locate_joints
 from fastpose.models.spec import ModelSpec
+from fastpose.models.tompson import Widths
 
 HALVING = ("hourglass", "pbn", "adversarial")  # down to 1/64 of the input
 LEAVE_HALF = tuple(n for n in MODELS if n.startswith("pbn"))  # two stacks do not: see test_pbn.py
 # Without --full-size: options by which a network of the same layers is small enough for a test,
 TWO_STACKS = {"stacks": 2}
+NARROW_STACKS = {**TWO_STACKS, "channels": 64}
+SHALLOW_STACKS = {**NARROW_STACKS, "stem": (16, 32), "depth": 2}
+NARROW_PARTS = {"fcn6_channels": 256, "part_channels": 16, "transform_mid_channels": 16}
+NARROW_BANKS = {"widths": Widths(stage=32, context=64, head=32, fine=16)}
+THREE_STAGES = {"stages": 3}  # the first, the one behind it, and one behind one of its kind
 SMALL = {
-    "structured-flic": {
-        "fcn6_channels": 256, "part_channels": 16, "transform_mid_channels": 16
-    },
-    "adversarial-mpii": {**TWO_STACKS, "channels": 64, "stem": (16, 32)},
-    "adversarial-lsp": {**TWO_STACKS, "channels": 64, "stem": (16, 32)},
-    "pbn-mpii": TWO_STACKS,
-    "pbn6-mpii": TWO_STACKS,
-    "pbn-lsp": TWO_STACKS,
-    "pbn-mpii-norm": TWO_STACKS,
-    "pbn-lsp-norm": TWO_STACKS,
-    "hourglass8": TWO_STACKS,
-}  # fmt: skip
-# and models that have another's layers, but more of them, fewer poolings, or other joints.
+    "cpm-lsp": {**THREE_STAGES, "width": 64},
+    "cpm-flic": {**THREE_STAGES, "width": 64},
+    "cpm-vgg": THREE_STAGES,
+    "cpm-bn": THREE_STAGES,
+    "cpm-person": THREE_STAGES,
+    "structured-lsp": NARROW_PARTS,
+    "structured-flic": NARROW_PARTS,
+    "adversarial-mpii": SHALLOW_STACKS,
+    "adversarial-lsp": SHALLOW_STACKS,
+    "pbn-mpii": {**NARROW_STACKS, "width": 16},
+    "pbn6-mpii": {**NARROW_STACKS, "width": 16},
+    "pbn-lsp": {**NARROW_STACKS, "width": 16},
+    "pbn-mpii-norm": {**NARROW_STACKS, "width": 16},
+    "pbn-lsp-norm": {**NARROW_STACKS, "width": 16},
+    "hourglass2": NARROW_STACKS,
+    "hourglass8": NARROW_STACKS,
+    "tompson-flic": NARROW_BANKS,
+    "tompson-mpii": NARROW_BANKS,
+    "tompson-mpii-8x": NARROW_BANKS,
+    "tompson-mpii-16x": NARROW_BANKS,
+}
+# and models that have another's layers, but more or fewer of them, fewer poolings, or other joints.
 SIBLINGS = (
-    "cpn101", "cpn101-tf", "cpn50-star", "tompson-mpii-8x", "tompson-mpii-16x", "adversarial-lsp",
-    "pbn6-mpii", "pbn-lsp", "pbn-lsp-norm", "hourglass8",
+    "cpn101", "cpn101-tf", "cpn50-star", "cpn-pin", "cpm-flic", "tompson-mpii-8x",
+    "tompson-mpii-16x", "adversarial-lsp", "pbn-mpii", "pbn6-mpii", "pbn-lsp", "pbn-lsp-norm",
+    "hourglass8",
 )  # fmt: skip
 
 
