@@ -135,10 +135,7 @@ class Timed:
         calls = {"ours": ours, **{n: peer.call for n, peer in beside.items() if peer.call}}
 
         def take() -> dict[str, Times]:
-            # pytest-benchmark lets its fixture be used once
-            pedantic = None if self.used else self.benchmark.pedantic
-            self.used = True
-            return take_turns(calls, rounds=rounds, clock=clock, pedantic=pedantic, **turns)
+            return self.take(calls, rounds=rounds, clock=clock, **turns)
 
         time_, ratios, refused = figures_of(steady(take))
         peers = {
@@ -169,6 +166,17 @@ class Timed:
             pytest.skip(f"refused: {refused}")
         assert_limits(row)
         return row
+
+    def take(self, calls: Mapping[str, Call], **turns: Any) -> dict[str, Times]:
+        """`take_turns`, for what makes rows by itself."""
+        # pytest-benchmark lets its fixture be used once
+        pedantic = None if self.used else self.benchmark.pedantic
+        self.used = True
+        return take_turns(calls, pedantic=pedantic, **turns)
+
+    def keep(self, row: Row, limits: Mapping[str, float] | None = None) -> Row:
+        """A row that was made elsewhere; `assert_limits` holds it against its limits."""
+        return self.suite.add(replace(row, limits=dict(limits or {}), command=self.command))
 
 
 def assert_limits(row: Row) -> None:
