@@ -26,6 +26,7 @@ VERBS = {
     "verify": ("verify", "check a built engine in pixels"),
     "inspect": ("inspect", "print what a built engine is, and whether it fits this machine"),
     "eval": ("evaluate", "measure accuracy on annotated data"),
+    "bench": ("bench", "measure speed, memory and accuracy here, or compare two measurements"),
     "train": ("train", "train a model, or go on training it"),
     "import-weights": (
         "import_weights",
