@@ -38,7 +38,9 @@ WATCHED = 3  # passes that tell where the time goes
 HEIGHTS = (0.4, 0.9)  # of the placed people, as shares of the frame's
 SLIM = 0.4  # width of a placed person, as a share of its height
 
+Case = dict[str, str | int | float | bool]
 Tell = Callable[[str], None]
+Turns = Callable[..., dict[str, Times]]
 
 
 class AnswerError(FastposeError, RuntimeError):
@@ -62,6 +64,7 @@ def measure_people(
     name: str = "video",
     command: str = "",
     tell: Tell | None = None,
+    take: Turns = take_turns,
 ) -> list[Row]:
     """Time a video from end to end, by the number of people.
 
@@ -87,6 +90,7 @@ def measure_people(
         name: of the rows.
         command: that makes the rows again.
         tell: called with the name of each step.
+        take: how the passes take turns.
 
     Returns:
         A row for each number of people. Its time is that of a frame: percentiles over all frames
@@ -101,21 +105,22 @@ def measure_people(
     """
     counts = _checked_counts(people, frames, rounds)
     loop = Loop(detect_every, track, smooth, draw, write)
-    clip = _look_at(video, frames)
+    clip = read_clip(video, frames)
     say = tell or (lambda step: None)
+    who: Case = {"detector": detector, "every": detect_every} if people is None else {}
     with tempfile.TemporaryDirectory() as folder:
-        runs = [_Run(pose, clip, count, loop, Path(folder)) for count in counts]
+        runs = [Run(pose, clip, count, loop, Path(folder)) for count in counts]
         say("check")
         checks = [run.check() for run in runs]
         say("time")
-        times = _take_turns(runs, rounds)
+        times = _take_turns(runs, rounds, take)
         say("stages")
         splits = [run.split() for run in runs]
     return [
         Row(
             group="pipeline",
             name=name,
-            case=_case(run, detector),
+            case={**who, **run.case},
             check=check,
             threads=threads,
             device="cuda" if "cuda" in pose.engine.manifest.device.lower() else "cpu",
@@ -163,8 +168,8 @@ class Loop:
 
 
 @dataclass(frozen=True)
-class _Clip:
-    """A video that was read once.
+class Clip:
+    """A video that was read once; `read_clip` makes it.
 
     Attributes:
         source: it.
@@ -184,20 +189,39 @@ class _Clip:
 
 
 @dataclass
-class _Run:
-    """Passes over a clip with one number of people.
+class Run:
+    """Passes over a clip with one number of people, each from opening it to finished files.
 
     Attributes:
-        people: None where the detector finds them.
+        pose: that finds the joints.
+        clip: that is read.
+        people: boxes in each frame; None where the detector finds them.
+        loop: what else is done.
+        folder: where files are written; each pass replaces them.
         seconds: of the frames of each pass so far.
     """
 
     pose: Pose
-    clip: _Clip
+    clip: Clip
     people: int | None
     loop: Loop
     folder: Path
     seconds: list[tuple[float, ...]] = field(default_factory=list)
+
+    @property
+    def case(self) -> Case:
+        """What a row says of it."""
+        manifest = self.pose.engine.manifest
+        return {
+            **({} if self.people is None else {"people": self.people}),
+            "model": manifest.spec.name,
+            "engine": manifest.kind,
+            "precision": manifest.precision,
+            "video": self.clip.name,
+            "frame": f"{self.clip.width}x{self.clip.height}",
+            "draw": self.loop.draw,
+            "write": self.loop.write,
+        }
 
     def __call__(self) -> None:
         """One pass, its frames' times kept."""
@@ -313,8 +337,16 @@ def _checked_counts(
     return tuple(dict.fromkeys(people))
 
 
-def _look_at(video: str | Path, frames: int) -> _Clip:
-    """Read a video once: how many frames it has, and the first of them."""
+def read_clip(video: str | Path, frames: int) -> Clip:
+    """Read a video once: how many frames it has, and the first of them.
+
+    Args:
+        video: what `fastpose.frames.open_source` takes.
+        frames: at most so many.
+
+    Raises:
+        FrameError: it cannot be read.
+    """
     first: list[Image] = []
     count = 0
     with open_source(video, max_frames=frames) as source:
@@ -322,7 +354,7 @@ def _look_at(video: str | Path, frames: int) -> _Clip:
             if count <= CHECKED:
                 first.append(frame.image)
         height, width = source.size
-    return _Clip(video, Path(str(video)).name, width, height, count, tuple(first))
+    return Clip(video, Path(str(video)).name, width, height, count, tuple(first))
 
 
 def _distance(ours: People, theirs: People) -> float:
@@ -336,43 +368,22 @@ def _distance(ours: People, theirs: People) -> float:
     return float(np.abs(offsets).max(initial=0))
 
 
-def _take_turns(runs: Sequence[_Run], rounds: int) -> list[tuple[Times, Times]]:
+def _take_turns(runs: Sequence[Run], rounds: int, take: Turns) -> list[tuple[Times, Times]]:
     """Of each run the times of its passes and of the frames in them."""
     tries = []
 
-    def take() -> dict[str, Times]:
-        calls = {str(run.people): run for run in runs}
-        passes = take_turns(calls, rounds=rounds, repeats=1)
+    def turns() -> dict[str, Times]:
+        passes = take({str(run.people): run for run in runs}, rounds=rounds, repeats=1)
         frames = [sum(run.seconds[-rounds:], ()) for run in runs]
         tries.append((passes, [Times(seconds) for seconds in frames]))
         return passes
 
-    steadiest = steady(take)
+    steadiest = steady(turns)
     frames = next(frames for passes, frames in tries if passes == steadiest)
     return list(zip(steadiest.values(), frames, strict=True))
 
 
-def _case(run: _Run, detector: str) -> dict[str, str | int | float | bool]:
-    manifest, clip = run.pose.engine.manifest, run.clip
-    who: dict[str, str | int | float | bool] = {
-        "detector": detector,
-        "every": run.loop.detect_every,
-    }
-    return {
-        **(who if run.people is None else {"people": run.people}),
-        "model": manifest.spec.name,
-        "engine": manifest.kind,
-        "precision": manifest.precision,
-        "video": clip.name,
-        "frame": f"{clip.width}x{clip.height}",
-        "draw": run.loop.draw,
-        "write": run.loop.write,
-    }
-
-
-def _measured(
-    run: _Run, passes: Times, of_frames: Times, split: dict[str, float]
-) -> dict[str, Any]:
+def _measured(run: Run, passes: Times, of_frames: Times, split: dict[str, float]) -> dict[str, Any]:
     """The row's time, figures, and why they are refused."""
     time_, _, refused = figures_of({"passes": passes})
     figures = dict(split)
