@@ -34,11 +34,16 @@ def compiler(binary: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def counts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Counts]:
-    """Of all cases, in one run of the simulator."""
+def counts(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Counts]:
+    """Of all cases that were selected, in one run of the simulator."""
     if why := obstacle():
         pytest.skip(why)
-    return count(list(CASES), tmp_path_factory.mktemp("callgrind"))
+    calls = [getattr(item, "callspec", None) for item in request.session.items]
+    selected = {call.params.get("key") for call in calls if call is not None}
+    folder = tmp_path_factory.mktemp("callgrind")
+    return count([key for key in CASES if key in selected], folder)
 
 
 def compared(case: KernelCase) -> str:
