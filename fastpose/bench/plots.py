@@ -19,7 +19,7 @@ SIZE, DPI = (8.0, 5.6), 150  # inches, pixels an inch
 ACCURACY = {
     "pck": "PCK, % of joints",
     "pckh": "PCKh, % of joints",
-    "shift_px": "shift from torch f32, px of the network's input (median)",
+    "shift_px": "median shift of joints from those in f32,\npixels of the network's input",
 }
 LOWER = ("shift_px",)  # is better
 WIDE = 8.0  # largest by smallest from which an axis is logarithmic
@@ -51,7 +51,7 @@ def plot_latency(document: Document, path: Path) -> Path | None:
         people = row.case.get("people")
         if row.group == "pipeline" and row.time and isinstance(people, int):
             point = _Point(people, float(row.time["median_ms"]), float(row.time["p90_ms"]))
-            series.setdefault(_named(row), []).append(point)
+            series.setdefault(series_of(row), []).append(point)
     if not series:
         return None
     figure, axes = _axes(document, "Latency by people")
@@ -88,27 +88,22 @@ def plot_accuracy(document: Document, path: Path) -> Path | None:
             value = row.figures[figure_name]
             label = f"{row.case['batch']}" if "batch" in row.case else ""
             point = _Point(_throughput(row), value, value, label)
-            series.setdefault(_named(row), []).append(point)
+            series.setdefault(series_of(row), []).append(point)
     figure, axes = _axes(document, "Accuracy against throughput")
     for place, (name, points) in enumerate(series.items()):
         _line(axes, place, name, sorted(points, key=lambda point: point.x))
-        for point in points:
-            axes.annotate(point.label, (point.x, point.y), (0, 7), textcoords="offset points",
-                          ha="center", fontsize=9)  # fmt: skip
+        _label(axes, points)
+    axes.margins(0.08, 0.15)
     if _wide([point.x for points in series.values() for point in points]):
         _logarithmic(axes.xaxis, axes.set_xscale)
     else:
         axes.set_xlim(left=0)
-    axes.margins(0.08, 0.15)
+    if figure_name not in LOWER:
+        _keep_in_proportion(axes)
     axes.set_xlabel("windows (people) a second; the number at a point is the batch")
     better = "lower" if figure_name in LOWER else "higher"
     axes.set_ylabel(f"{ACCURACY[figure_name]}; {better} is better")
     return _save(figure, axes, path)
-
-
-def _named(row: Row) -> str:
-    """The engine, and the network where there are several."""
-    return series_of(row)
 
 
 def _throughput(row: Row) -> float:
@@ -147,6 +142,27 @@ def _line(axes: Any, place: int, name: str, points: Sequence[_Point]) -> None:
     axes.plot(x, middle, style, color=colour, marker=marker, markersize=6, label=name)
     if top != middle:
         axes.fill_between(x, middle, top, color=colour, alpha=0.18, linewidth=0)
+
+
+def _label(axes: Any, points: Sequence[_Point]) -> None:
+    """Above and below by turns: neighbours are as accurate, and may be about as fast."""
+    for place, point in enumerate(sorted(points, key=lambda point: point.x)):
+        axes.annotate(
+            point.label,
+            (point.x, point.y),
+            (0, -8 if place % 2 else 8),
+            textcoords="offset points",
+            ha="center",
+            va="top" if place % 2 else "bottom",
+            fontsize=9,
+        )
+
+
+def _keep_in_proportion(axes: Any) -> None:
+    """Two points at least from bottom to top: a tenth of one is not to look like a cliff."""
+    low, high = axes.get_ylim()
+    short = max(0.0, 2.0 - (high - low)) / 2
+    axes.set_ylim(low - short, min(high + short, 101.0))
 
 
 def _people_axis(axes: Any, series: Series) -> None:

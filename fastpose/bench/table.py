@@ -37,6 +37,7 @@ CASES = (
     "draw",
     "write",
 )
+RATES = ("fps", "windows_per_s")
 STAGES = ("read", "detect", "crop", "network", "decode", "follow", "draw", "write")
 FIGURES = {
     "fps": "frames/s",
@@ -63,6 +64,21 @@ FIGURES = {
     "growth_percent": "growth %",
     "allocated_bytes": "bytes allocated",
 }
+# What an engine takes beside time, in a table of its own: one with all would be too wide.
+COSTS = (
+    "compile_s",
+    "import_ms",
+    "open_ms",
+    "first_ms",
+    "file_mb",
+    "peak_rss_mb",
+    "device_mb",
+    "layers_f32",
+    "layers_bf16",
+    "layers_f16",
+    "layers_int8",
+)
+ALWAYS = ("engine", "precision", "compile", "batch", "people")  # columns, be they all alike
 TIMES = {
     "median_ms": "median ms",
     "p90_ms": "p90 ms",
@@ -114,20 +130,50 @@ def _header(document: Document) -> list[str]:
 
 
 def group_table(rows: Sequence[Row]) -> list[str]:
-    """The lines of a table of rows of one group; a column that would be empty is left out.
+    """The lines of the table, or of two, of the rows of one group.
 
-    Rows without any result are told below it, as are the reasons of times that were refused.
+    A column that would be empty is left out, and one that would say the same in each row is told
+    above. Rows without any result are told below, as are the reasons of times that were refused.
     """
     shown = [row for row in rows if not row.absent]
-    lines = _table(_columns(shown), shown) if shown else []
-    reasons = [f"- refused: {_place(row)}: {row.refused}" for row in shown if row.refused]
-    reasons += [f"- not here: {_place(row)}: {row.absent}" for row in rows if row.absent]
-    for row in shown:
-        for name, peer in row.peers.items():
-            if peer.absent:
-                reasons.append(f"- not beside it: {name}, {_place(row)}: {peer.absent}")
-    reasons = list(dict.fromkeys(reasons))
+    alike = _alike(shown)
+    lines = [", ".join(f"{name} {_word(value)}" for name, value in alike.items()), ""]
+    lines = lines if alike else []
+    if shown:
+        figures, costs = _split_figures(shown)
+        lines += _table(_columns(shown, alike, figures), shown)
+        if costs:
+            # a start is the same whatever was refused, and the times stand above
+            lines += ["", *_table(_columns(shown, alike, costs, timed=False), shown)]
+    reasons = [f"- refused: {_place(row, alike)}: {row.refused}" for row in shown if row.refused]
+    reasons += [f"- not here: {_place(row, alike)}: {row.absent}" for row in rows if row.absent]
+    reasons += [
+        f"- no ratio to {name}: {_place(row, alike)}: {peer.absent}"
+        for row in shown
+        for name, peer in row.peers.items()
+        if peer.absent
+    ]
     return [*lines, *([""] if lines and reasons else []), *reasons]
+
+
+def _alike(rows: Sequence[Row]) -> dict[str, Any]:
+    """What is the same of all rows, where there are several; the name of the model is in each."""
+    if len(rows) < 2:
+        return {}
+    first = rows[0].case
+    return {
+        name: value
+        for name, value in first.items()
+        if name not in ALWAYS and all(row.case.get(name) == value for row in rows)
+    }
+
+
+def _split_figures(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
+    """The names of figures beside the times, and those for a table of their own."""
+    found = _ordered(FIGURES, (name for row in rows for name in row.figures))
+    if not any(row.time for row in rows) or rows[0].group != "engines":
+        return found, []
+    return [n for n in found if n not in COSTS], [n for n in found if n in COSTS]
 
 
 def number(value: float) -> str:
@@ -148,10 +194,20 @@ def series_of(row: Row) -> str:
     return " ".join(words) or row.name
 
 
-def _place(row: Row) -> str:
+def _place(row: Row, alike: Mapping[str, Any]) -> str:
     """Name and case of a row in words."""
-    case = ", ".join(f"{name} {value}" for name, value in row.case.items())
-    return f"{row.name} ({case})" if case else row.name
+    words = [
+        f"{name} {_word(value)}"
+        for name, value in row.case.items()
+        if name not in alike and value != row.name
+    ]
+    return f"{row.name} ({', '.join(words)})" if words else row.name
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)
 
 
 @dataclass(frozen=True)
@@ -161,23 +217,27 @@ class _Column:
     right: bool = True
 
 
-def _columns(rows: Sequence[Row]) -> list[_Column]:
+def _columns(
+    rows: Sequence[Row], alike: Mapping[str, Any], figures: Sequence[str], *, timed: bool = True
+) -> list[_Column]:
     names = list(dict.fromkeys(row.name for row in rows))
     columns = [_Column("name", lambda row: row.name, right=False)] if len(names) > 1 else []
     columns += [
         _Column(name, _case_cell(name), right=name in ("batch", "people", "every", "views"))
         for name in _ordered(CASES, (name for row in rows for name in row.case))
+        if name not in alike
     ]
     if len({row.threads for row in rows}) > 1:
         columns.append(_Column("threads", lambda row: str(row.threads)))
-    found = _ordered(FIGURES, (name for row in rows for name in row.figures))
-    first = [name for name in found if name in ("fps", "windows_per_s")]
-    columns += [_figure(name) for name in first]
-    columns += [_Column(title, _time_cell(name)) for name, title in TIMES.items()]
-    columns.append(_Column("spread %", _spread_cell))
-    columns += [_figure(name) for name in found if name not in first]
-    peers = dict.fromkeys(name for row in rows for name in row.peers)
-    columns += [_Column(f"× {name}", _ratio_cell(name)) for name in peers]
+    rates = [name for name in figures if name in RATES]
+    columns += [_figure(name) for name in rates]
+    if timed:
+        columns += [_Column(title, _time_cell(name)) for name, title in TIMES.items()]
+        columns.append(_Column("spread %", _spread_cell))
+    columns += [_figure(name) for name in figures if name not in rates]
+    if timed:
+        peers = dict.fromkeys(name for row in rows for name in row.peers)
+        columns += [_Column(f"× {name}", _ratio_cell(name)) for name in peers]
     return [column for column in columns if any(column.cell(row) for row in rows)]
 
 
@@ -193,13 +253,7 @@ def _ordered(known: Iterable[str], found: Iterable[str]) -> list[str]:
 
 
 def _case_cell(name: str) -> Cell:
-    def cell(row: Row) -> str:
-        value = row.case.get(name, "")
-        if isinstance(value, bool):
-            return "yes" if value else "no"
-        return str(value)
-
-    return cell
+    return lambda row: _word(row.case.get(name, ""))
 
 
 def _time_cell(name: str) -> Cell:

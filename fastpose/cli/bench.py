@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rounds",
         type=positive,
         metavar="N",
-        help="turns of each engine and passes of each video (default: 20 and 5)",
+        help="turns of each engine and passes of each video (default: 10 and 5)",
     )
     parser.add_argument(
         "--out",
@@ -129,7 +129,7 @@ def _add_video(group: argparse._ArgumentGroup) -> None:
         help="numbers of people placed in each frame, or none (default: 0,1,2,4,8,16,32)",
     )
     group.add_argument(
-        "--frames", type=positive, metavar="N", help="of each pass of the video (default: 10)"
+        "--frames", type=positive, metavar="N", help="of each pass of the video (default: 6)"
     )
     group.add_argument(
         "--detector",
