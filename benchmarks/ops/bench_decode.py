@@ -1,35 +1,49 @@
-"""`ops.decode` on one thread, interleaved with what this environment has of its peers.
+"""`ops.decode` on one thread, beside its reference and what other projects do for the same answer.
 
-    FASTPOSE_MMPOSE=CHECKOUT python benchmarks/ops/bench_decode.py
-
-The peers are rtmlib's `post_dark_udp`, where rtmlib is installed; mmpose's `refine_keypoints` and
-`refine_keypoints_dark` after `get_heatmap_maximum`, where a checkout and torch are; and argmax +
-quarter as vectorised torch. Each answer is compared before it is timed. Times are medians of the
-processor time of the one thread, of functions called by turns: a busy machine adds least to those.
+Maps are written anew before each call, as a network leaves them: some peers write into those that
+they refine, and no call finds them better placed in the caches than another.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib.util
-import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from peers import mmpose
 import numpy as np
 import pytest
-from interleave import interleave, report
+from beside import FEW, forced, instruction_sets, mmpose_version, of_mmpose, within
+from peers import mmpose
+from suite import Beside
 
+from fastpose.bench.rows import Row
 from fastpose.ops import cpp, decode
 
-PEOPLE, JOINTS, SIZE = (1, 8, 32), 17, (64, 48)
+torch = pytest.importorskip("torch", reason="torch is not installed here")
+import torch_decode  # noqa: E402 - needs torch
+
+METHODS = ("argmax", "quarter", "parabola", "taylor", "dark", "udp", "soft", "cpn")
+JOINTS, SIZE = 17, (64, 48)
+CELLS = 0.01  # that another answer may be away
+BLURRED = ("dark", "udp", "cpn")  # by the reference in 10 ms and more
+EXACT = ("argmax", "quarter")  # where it must be the same
 # Ratios to the reference at 8 people between those of this kernel and of one that takes twice its
-# time, both measured on a Zen 4.
+# time, both measured on a Zen 4 with AVX-512.
 LEAST = {"quarter": 10, "taylor": 15, "dark": 70, "udp": 64, "soft": 26, "cpn": 14}
+LEAST_TORCH = {"quarter": 5.3}  # likewise, at 8 people
+NARROWER = 2.0  # the least of a kernel with less than AVX-512
+# Half of the margins that are aimed at, 10x and 8x.
+LEAST_MMPOSE, LEAST_RTMLIB = 5.0, 4.0
+
+Decode = Callable[..., tuple[Any, Any]]
 
 
 def heatmaps(people: int) -> np.ndarray:
-    """Gaussians anywhere in the map, its border included, on a little noise."""
+    """Gaussians anywhere in the map, its border included, on a little noise.
+
+    Returns:
+        [people, JOINTS, *SIZE] float32.
+    """
     random = np.random.default_rng(people)
     y, x = np.mgrid[: SIZE[0], : SIZE[1]]
     centres = random.uniform((0, 0), SIZE[::-1], (people, JOINTS, 2))[..., None, None]
@@ -38,164 +52,145 @@ def heatmaps(people: int) -> np.ndarray:
     return (np.exp(-square / 8) + noise).astype(np.float32)
 
 
-def by_turns(maps: np.ndarray, *functions: Callable[[np.ndarray], object]) -> list[float]:
-    """Median microseconds of each on maps that were just written, as a network leaves them.
+def apart(points: np.ndarray, others: np.ndarray, method: str) -> str:
+    """How far two answers [N, K, 2] are apart, in words; raises `WrongAnswerError`."""
+    worst = float(np.abs(points - others).max(initial=0.0))
+    return within(worst, 0.0 if method in EXACT else CELLS, "cells")
 
-    Some peers write into the maps they refine.
+
+def check(function: Decode, maps: np.ndarray, method: str) -> str:
+    """Compare the points and scores of a `decode` with those of the reference."""
+    points, scores = function(maps, method=method)
+    expected, heights = decode(maps, method=method, backend="reference")
+    within(float(np.abs(scores - heights).max()), 1e-6, "of the peak")
+    return f"reference: {apart(points, expected, method)}"
+
+
+def beside_reference(
+    timed: Callable[..., Row],
+    method: str,
+    *,
+    function: Decode = decode,
+    isa: str = "auto",
+    people: int = 8,
+) -> Row:
+    """One row: `function`, which stands for `decode`, and the reference by turns.
+
+    Raises:
+        WrongAnswerError: its answer is another one.
+        AssertionError: it is too slow for a kernel with that instruction set.
     """
+    maps = heatmaps(people)
     scratch = np.empty_like(maps)
-    return interleave(
-        *(functools.partial(function, scratch) for function in functions),
-        before=lambda: np.copyto(scratch, maps),
+    widest = cpp.best_isa() == "avx512" and isa in ("avx512", "auto")
+    least = LEAST.get(method) if widest or method not in LEAST else NARROWER
+    with forced("decode", isa):
+        return timed(
+            "ops",
+            "decode",
+            {"people": people, "method": method, "backend": "cpp", "isa": isa},
+            functools.partial(function, scratch, method=method),
+            check=lambda: check(function, maps, method),
+            beside={
+                "reference": Beside(
+                    functools.partial(decode, scratch, method=method, backend="reference"),
+                    at_least=None if isa == "scalar" or people != 8 else least,
+                )
+            },
+            before=lambda: np.copyto(scratch, maps),
+            repeats=1,
+            rounds=FEW if method in BLURRED else 40,
+        )
+
+
+def in_torch(maps: np.ndarray, scratch: np.ndarray, method: str) -> Beside:
+    """Vectorised torch on the same memory."""
+    theirs = torch.from_numpy(scratch)
+
+    def check() -> str:
+        found = torch_decode.decode(torch.from_numpy(maps), method).numpy()
+        return apart(decode(maps, method=method)[0], found, method)
+
+    return Beside(
+        functools.partial(torch_decode.decode, theirs, method),
+        check,
+        at_least=LEAST_TORCH.get(method) if len(maps) == 8 and _has_avx512() else None,
+        version=torch.__version__,
     )
 
 
-def against_rtmlib() -> dict[int, float]:
-    """Ratio by number of people."""
-    import cv2
-    from rtmlib.tools.pose_estimation.post_processings import post_dark_udp
-
-    cv2.setNumThreads(1)
-
-    def peer(maps: np.ndarray) -> np.ndarray:
-        # What rtmlib does before it refines: the first maximum of every map, -1 where it is not
-        # above 0.
-        flat = maps.reshape(*maps.shape[:2], -1)
-        index, score = flat.argmax(-1), flat.max(-1)
-        points = np.stack((index % SIZE[1], index // SIZE[1]), axis=-1).astype(np.float32)
-        return post_dark_udp(np.where(score[..., None] > 0, points, -1), maps, kernel=11)
-
-    ratios = {}
-    for people in PEOPLE:
-        maps = heatmaps(people)
-        worst = np.abs(decode(maps, method="udp")[0] - peer(maps.copy())).max()
-        assert worst < 0.01, f"{worst} cells from rtmlib"
-        theirs, ours = by_turns(maps, peer, functools.partial(decode, method="udp"))
-        name = f"udp, rtmlib, {people} people (within {worst:.0e} cells)"
-        ratios[people] = report(name, theirs, ours)
-    return ratios
+def _has_avx512() -> bool:
+    return cpp.best_isa() == "avx512"
 
 
-def against_mmpose() -> dict[tuple[str, int], float]:
-    """Ratio by method and number of people."""
-    import cv2
-
-    cv2.setNumThreads(1)
+def in_mmpose(maps: np.ndarray, scratch: np.ndarray, method: str) -> Beside:
+    """The order of its codecs' `decode`, for one person at a time as there."""
     peaks = mmpose.load("mmpose.codecs.utils.post_processing").get_heatmap_maximum
     refinement = mmpose.load("mmpose.codecs.utils.refinement")
+    refine, margin = {
+        "quarter": (refinement.refine_keypoints, 2),
+        "dark": (functools.partial(refinement.refine_keypoints_dark, blur_kernel_size=11), 2),
+        "udp": (functools.partial(refinement.refine_keypoints_dark_udp, blur_kernel_size=11), 6),
+    }[method]
 
-    def refine_quarter(points: np.ndarray, maps: np.ndarray) -> np.ndarray:
-        return refinement.refine_keypoints(points, maps)
+    def run(maps: np.ndarray) -> list[np.ndarray]:
+        return [refine(peaks(person)[0][None], person)[0] for person in maps]
 
-    def refine_dark(points: np.ndarray, maps: np.ndarray) -> np.ndarray:
-        return refinement.refine_keypoints_dark(points, maps, blur_kernel_size=11)
+    def check() -> str:
+        # Next to the border it leaves joints where they are that other code moves, and its blur
+        # for "udp", which reaches 6 cells, takes zeros where the released code mirrors.
+        found = decode(maps, method="argmax")[0]
+        inside = (found >= margin) & (found < np.subtract(SIZE[::-1], margin))
+        kept = inside.all(axis=-1)
+        ours, theirs = decode(maps, method=method)[0], np.stack(run(maps.copy()))
+        words = apart(ours[kept], theirs[kept], method)
+        return f"{words}, of joints {margin} cells from the border"
 
-    ratios = {}
-    for method, refine, bound in (("quarter", refine_quarter, 0.0), ("dark", refine_dark, 0.01)):
-
-        def peer(maps: np.ndarray, refine=refine) -> list[np.ndarray]:
-            # The order of MSRAHeatmap.decode, for one person at a time as there.
-            return [refine(peaks(person)[0][None], person)[0] for person in maps]
-
-        for people in PEOPLE:
-            maps = heatmaps(people)
-            # Next to the border mmpose leaves joints where they are that other code moves.
-            found = decode(maps, method="argmax")[0]
-            inside = ((found > 1) & (found < np.subtract(SIZE[::-1], 2))).all(axis=-1)
-            apart = np.abs(decode(maps, method=method)[0] - np.stack(peer(maps.copy())))
-            worst = apart[inside].max()
-            assert worst <= bound, f"{method}: {worst} cells from mmpose"
-            theirs, ours = by_turns(maps, peer, functools.partial(decode, method=method))
-            name = f"{method}, mmpose, {people} people (within {worst:.0e} cells)"
-            ratios[method, people] = report(name, theirs, ours)
-    return ratios
+    return Beside(
+        functools.partial(run, scratch),
+        check,
+        at_least=LEAST_MMPOSE,
+        version=mmpose_version(),
+    )
 
 
-def against_torch() -> dict[int, float]:
-    """Ratio by number of people."""
-    import torch
-
-    torch.set_num_threads(1)
-    h, w = SIZE
-
-    def peer(maps: torch.Tensor) -> torch.Tensor:
-        flat = maps.flatten(2)
-        _, peak = flat.max(dim=-1)
-        x, y = peak % w, peak // w
-
-        def shift(place: torch.Tensor, size: int, step: int) -> torch.Tensor:
-            inside = (place > 0) & (place < size - 1)
-            centre = torch.where(inside, peak, w + 1)[..., None]
-            slope = flat.gather(-1, centre + step) - flat.gather(-1, centre - step)
-            return 0.25 * torch.sign(slope)[..., 0] * inside
-
-        return torch.stack((x + shift(x, w, 1), y + shift(y, h, w)), dim=-1)
-
-    ratios = {}
-    for people in PEOPLE:
-        maps = torch.from_numpy(heatmaps(people))
-        assert torch.equal(decode(maps, method="quarter")[0], peer(maps))
-        theirs, ours = interleave(
-            functools.partial(peer, maps), functools.partial(decode, maps, method="quarter")
+def others(peers: Any, maps: np.ndarray, scratch: np.ndarray, method: str) -> Mapping[str, Beside]:
+    """The projects that have this method, by name."""
+    found = {"torch": in_torch(maps, scratch, method)}
+    if method in ("quarter", "dark", "udp"):
+        found["mmpose"] = of_mmpose(lambda: in_mmpose(maps, scratch, method))
+    if method == "udp":
+        found["rtmlib"] = peers.beside(
+            "rtmlib",
+            "dark_udp",
+            {"maps": maps},
+            compare=lambda answer: apart(decode(maps, method=method)[0], answer["points"], method),
+            at_least=LEAST_RTMLIB,
+            clock="thread",
         )
-        ratios[people] = report(f"quarter, torch, {people} people", theirs, ours)
-    return ratios
+    return found
 
 
-def against_reference() -> dict[str, float]:
-    """Ratio by method."""
-    maps, ratios = heatmaps(8), {}
-    for method in ("argmax", "quarter", "parabola", "taylor", "dark", "udp", "soft", "cpn"):
-        theirs, ours = by_turns(
-            maps,
-            functools.partial(decode, method=method, backend="reference"),
-            functools.partial(decode, method=method),
-        )
-        ratios[method] = report(f"{method}, our reference, 8 people", theirs, ours)
-    return ratios
-
-
-def bench_decode_beside_rtmlib():
-    """At least half of the margin that is aimed at, 8x."""
-    pytest.importorskip("rtmlib", reason="rtmlib is not installed here")
-    assert min(against_rtmlib().values()) >= 4
-
-
-def bench_decode_beside_mmpose():
-    """At least half of the margin that is aimed at, 10x."""
-    if why := mmpose.missing():
-        pytest.skip(why)
-    assert min(against_mmpose().values()) >= 5
-
-
-def bench_decode_beside_torch():
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("isa", instruction_sets())
+def bench_decode_beside_its_reference(timed, method, isa):
     """A kernel that takes twice its time does not pass."""
-    pytest.importorskip("torch", reason="torch is not installed here")
-    assert against_torch()[8] >= 5.3
+    beside_reference(timed, method, isa=isa)
 
 
-def bench_decode_beside_its_reference():
-    """A kernel that takes twice its time does not pass."""
-    ratios = against_reference()
-    least = LEAST if cpp.best_isa() == "avx512" else dict.fromkeys(LEAST, 2)
-    slow = {method: ratios[method] for method in least if ratios[method] < least[method]}
-    assert not slow, f"below {least}"
-
-
-def main() -> None:
-    cpp.set_num_threads(1)
-    print(f"{platform.machine()}, {cpp.best_isa()}, one thread, {JOINTS} maps of {SIZE} a person")
-    if why := mmpose.missing():
-        print(f"{why}: left out")
-    else:
-        against_mmpose()
-    for peer, run in (("rtmlib", against_rtmlib), ("torch", against_torch)):
-        if importlib.util.find_spec(peer) is None:
-            print(f"{peer} is not installed here: left out")
-        else:
-            run()
-    against_reference()
-
-
-if __name__ == "__main__":
-    main()
+@pytest.mark.parametrize("method", METHODS)
+def bench_decode_beside_peers(timed, peers, method, people):
+    """Half of the margins that are aimed at."""
+    maps = heatmaps(people)
+    scratch = np.empty_like(maps)
+    timed(
+        "ops",
+        "decode",
+        {"people": people, "method": method},
+        functools.partial(decode, scratch, method=method),
+        check=lambda: check(decode, maps, method),
+        beside=others(peers, maps, scratch, method),
+        before=lambda: np.copyto(scratch, maps),
+        repeats=1,
+        rounds=FEW if people > 8 else 40,
+    )

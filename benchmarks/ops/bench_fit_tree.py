@@ -1,26 +1,25 @@
-"""`ops.fit_tree` on one thread, interleaved with its reference in numpy.
+"""`ops.fit_tree` on one thread, beside its reference in numpy, and by the size of the maps.
 
-    python benchmarks/ops/bench_fit_tree.py
-
-26 parts of 13 types each, on maps of 42x42 cells. The reference looks at all cells of a row, then
-of a column, vectorised over the types of a part; the answers are compared before they are timed.
-The second table shows what the distance transform is for: its time for each cell stays the same as
-maps grow. Times are medians of the processor time of the one thread, of functions called by turns.
+26 parts of 13 types each. The reference looks at all cells of a row, then of a column, vectorised
+over the types of a part. The distance transform's time for each cell stays the same as maps grow.
 """
 
 from __future__ import annotations
 
 import functools
-import platform
+from collections.abc import Callable
 
 import numpy as np
-from interleave import interleave, report
+import pytest
+from beside import within
+from suite import Beside
 
 from fastpose.models.parts import PART_TREES
-from fastpose.ops import cpp, fit_tree
+from fastpose.ops import fit_tree
 
-TREE, PEOPLE, SIZE = PART_TREES["lsp26"], (1, 8, 32), 42
+TREE, SIZE = PART_TREES["lsp26"], 42
 SIDES = (21, 42, 84, 168)
+LEAST = 9  # what takes twice its time does not pass: measured are 14 and, of that, 6.3
 
 
 def probabilities(people: int, side: int) -> np.ndarray:
@@ -30,54 +29,56 @@ def probabilities(people: int, side: int) -> np.ndarray:
     return np.where(scores > 0.9999, scores, scores * 1e-3)
 
 
-def against_reference(people: tuple[int, ...] = PEOPLE) -> dict[int, float]:
-    """Ratio by number of people."""
-    ratios = {}
-    for count in people:
-        scores = probabilities(count, SIZE)
-        slow, fast = (
-            functools.partial(fit_tree, scores, TREE.parents, TREE.anchors, backend=backend)
-            for backend in ("reference", "cpp")
-        )
-        for expected, actual in zip(slow(), fast(), strict=True):
-            np.testing.assert_allclose(actual, expected, rtol=1e-9)
-        times = interleave(slow, fast, rounds=max(3, 16 // count))
-        ratios[count] = report(f"tree, our reference, {count} people", *times)
-    return ratios
+def fit(scores: np.ndarray, backend: str | None = None) -> Callable[[], tuple[np.ndarray, ...]]:
+    return functools.partial(fit_tree, scores, TREE.parents, TREE.anchors, backend=backend)
 
 
-def by_size() -> dict[int, float]:
-    """Nanoseconds for each cell of a map by the side of the maps."""
-    runs = [
-        functools.partial(fit_tree, probabilities(1, side), TREE.parents, TREE.anchors)
-        for side in SIDES
-    ]
-    maps = len(TREE.parts) * TREE.types
-    found = {}
-    for side, time in zip(SIDES, interleave(*runs, rounds=5), strict=True):
-        found[side] = 1e3 * time / (maps * side**2)
-        print(f"maps of {side}x{side}: {time:8.0f} us, {found[side]:5.1f} ns a cell")
-    return found
+def check(scores: np.ndarray) -> str:
+    """Compare places, types and sums with the reference's."""
+    (points, types, total), (places, kinds, expected) = fit(scores)(), fit(scores, "reference")()
+    within(float(np.abs(points - places).max()), 0.0, "cells")
+    within(float((types != kinds).sum()), 0.0, "types")
+    return f"reference: {within(float(np.abs(total / expected - 1).max()), 1e-9, 'of the sum')}"
 
 
-def bench_tree_beside_its_reference():
-    """A kernel that takes twice its time does not pass: measured are 14 and, of that, 6.3."""
-    assert against_reference((1,))[1] >= 9
+def bench_fit_tree_beside_its_reference(timed, people, request):
+    """A kernel that takes twice its time does not pass."""
+    if people > 8 and not request.config.getoption("--full"):
+        pytest.skip("its reference takes 5 s: --full")
+    scores = probabilities(people, SIZE)
+    timed(
+        "ops",
+        "fit_tree",
+        {"people": people, "backend": "cpp"},
+        fit(scores),
+        check=lambda: check(scores),
+        beside={"reference": Beside(fit(scores, "reference"), at_least=LEAST)},
+        rounds=5 if people == 1 else 3,
+        repeats=1,
+        warm_up=1,
+    )
 
 
-def bench_tree_is_linear_in_the_cells():
-    """64 times the cells in at most 64 x 2 the time, where looking at each would take 64 x 8."""
-    found = by_size()
-    assert found[SIDES[-1]] <= 2 * found[SIDES[0]]
+@pytest.mark.parametrize("side", SIDES[1:])
+def bench_tree_is_linear_in_the_cells(timed, side, request):
+    """At most twice the time for a cell, where looking at all others would take 2 to 8 times."""
+    if side > 84 and not request.config.getoption("--full"):
+        pytest.skip("its reference takes 13 s: --full")
+    scores, small = probabilities(1, side), probabilities(1, SIDES[0])
+    times = (side // SIDES[0]) ** 2
 
+    def same_cells() -> None:
+        for _ in range(times):
+            fit_tree(small, TREE.parents, TREE.anchors)
 
-def main() -> None:
-    cpp.set_num_threads(1)
-    print(f"{platform.machine()}, {cpp.best_isa()}, one thread, {len(TREE.parts)} parts, "
-          f"{TREE.types} types, maps of {SIZE}x{SIZE}")  # fmt: skip
-    against_reference()
-    by_size()
-
-
-if __name__ == "__main__":
-    main()
+    timed(
+        "ops",
+        "fit_tree",
+        {"people": 1, "method": f"maps of {side}x{side}"},
+        fit(scores),
+        check=lambda: check(scores),
+        beside={f"{times} times {SIDES[0]}x{SIDES[0]}": Beside(same_cells, at_least=0.5)},
+        rounds=5,
+        repeats=1,
+        warm_up=1,
+    )

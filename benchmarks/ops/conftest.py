@@ -1,0 +1,13 @@
+"""By how many people the kernels are measured."""
+
+from __future__ import annotations
+
+import pytest
+
+PEOPLE, MORE = (1, 8, 32), (128,)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "people" in metafunc.fixturenames:
+        more = MORE if metafunc.config.getoption("--full") else ()
+        metafunc.parametrize("people", (*PEOPLE, *more))
