@@ -265,7 +265,7 @@ def read_document(path: Path) -> Document:
     try:
         rows = tuple(Row.from_dict(row) for row in found["rows"])
         extra = {name: value for name, value in found.items() if name not in NAMES}
-        return Document(rows, *(found[name] for name in HEAD), extra)
+        return Document(rows=rows, extra=extra, **{name: found[name] for name in HEAD})
     except (KeyError, TypeError, ResultsError) as error:
         raise ResultsError(f"{path}: {error}") from error
 
