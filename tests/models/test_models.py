@@ -19,7 +19,8 @@ from fastpose.engines import open_network
 from fastpose.engines.build import export_onnx
 from fastpose.engines.verify import verify
 from fastpose.errors import ModelError
-from fastpose.models import MODELS, create, list_models, model_spec
+from fastpose.models import MODELS, create, hourglass, list_models, model_spec, pbn
+from fastpose.models.cpn import BLOCKS
 from fastpose.models.cpn_light import LightCPN
 from fastpose.models.joints import locate_joints
 from fastpose.models.spec import ModelSpec
@@ -40,8 +41,8 @@ SMALL = {
     "cpm-vgg": THREE_STAGES,
     "cpm-bn": THREE_STAGES,
     "cpm-person": THREE_STAGES,
-    "structured-lsp": NARROW_PARTS,
-    "structured-flic": NARROW_PARTS,
+    "structured-lsp": {**NARROW_PARTS, "num_transform_convs": 1},
+    "structured-flic": {**NARROW_PARTS, "num_transform_convs": 2},
     "adversarial-mpii": SHALLOW_STACKS,
     "adversarial-lsp": SHALLOW_STACKS,
     "pbn-mpii": {**NARROW_STACKS, "width": 16},
@@ -58,9 +59,9 @@ SMALL = {
 }
 # and models that have another's layers, but more or fewer of them, fewer poolings, or other joints.
 SIBLINGS = (
-    "cpn101", "cpn101-tf", "cpn50-star", "cpn-pin", "cpm-flic", "tompson-mpii-8x",
-    "tompson-mpii-16x", "adversarial-lsp", "pbn-mpii", "pbn6-mpii", "pbn-lsp", "pbn-lsp-norm",
-    "hourglass8",
+    "cpn101", "cpn101-tf", "cpn50-star", "cpn-pin", "cpm-flic", "tompson-flic",
+    "tompson-mpii-8x", "tompson-mpii-16x", "adversarial-lsp", "pbn-mpii", "pbn6-mpii", "pbn-lsp",
+    "pbn-lsp-norm", "hourglass8",
 )  # fmt: skip
 
 
@@ -95,8 +96,14 @@ def build(spec: ModelSpec, num_keypoints: int) -> nn.Module:
 
 
 @pytest.fixture(scope="module")
-def network(small: ModelSpec) -> nn.Module:
-    built = build(small, len(small.joints) // small.peaks).to_empty(device="cpu")
+def network(small: ModelSpec, request: pytest.FixtureRequest) -> nn.Module:
+    with pytest.MonkeyPatch.context() as patch:
+        if not request.config.getoption("--full-size"):
+            for depth in BLOCKS:  # every kind of block, also one behind another
+                patch.setitem(BLOCKS, depth, (2, 1, 1, 1))
+            for module in (hourglass, pbn):
+                patch.setattr(module, "DEPTH", 2)
+        built = build(small, len(small.joints) // small.peaks).to_empty(device="cpu")
     seed_weights(built)
     return built.eval()
 
