@@ -568,15 +568,15 @@ def test_one_graph_holds_peaks_windows_and_the_fine_network() -> None:
         def forward(self, image: Tensor) -> Tensor:
             return self.network.predict(image)
 
-    for strict in (False, True):
-        program = torch.export.export(Predict(), (picture(),), dynamic_shapes=batch, strict=strict)
-        exported = program.module()
-        with torch.no_grad():
-            for count in (1, 5):
-                image = picture(count)
-                expected = network.predict(image)
-                error = (exported(image) - expected).abs().max()
-                assert error <= 1e-5 * expected.abs().max()
+    # not strictly is how the test below exports it
+    program = torch.export.export(Predict(), (picture(),), dynamic_shapes=batch, strict=True)
+    exported = program.module()
+    with torch.no_grad():
+        for count in (1, 5):
+            image = picture(count)
+            expected = network.predict(image)
+            error = (exported(image) - expected).abs().max()
+            assert error <= 1e-5 * expected.abs().max()
 
 
 @pytest.mark.parametrize(("fine", "level"), [("shared", True), ("crops", False)])

@@ -332,12 +332,12 @@ def test_infinity_makes_its_own_map_invalid_and_no_other(kernel, method):
     maps = np.concatenate((gaussians([(20.3, 30.8)], (40, 32)),) * 3)
     maps[0, 0, 5, 5] = INF
     maps[1, 0, 31, 21] = -INF
-    for run in (reference, kernel):
-        points, scores = run(maps, method=method)
+    expected, actual = (run(maps, method=method) for run in (reference, kernel))
+    for points, scores in (expected, actual):
         assert np.isnan(points[0]).all()
         assert scores[0] == 0
         assert np.isfinite(points[1:]).all()
-    np.testing.assert_allclose(kernel(maps, method=method)[0][1:], points[1:], atol=TOLERANCE)
+    np.testing.assert_allclose(actual[0][1:], expected[0][1:], atol=TOLERANCE)
 
 
 def test_the_first_maximum_in_row_order(kernel):

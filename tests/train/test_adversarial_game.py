@@ -581,7 +581,8 @@ def test_the_command_line_trains_it(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     pytest.importorskip("onnxscript")
-    monkeypatch.setitem(MODELS, "tiny", replace(MODELS["tiny"], size=(32, 32)))
+    shallow = MODELS["tiny"].kwargs | {"depth": 1}  # a graph of few operators to trace
+    monkeypatch.setitem(MODELS, "tiny", replace(MODELS["tiny"], size=(32, 32), kwargs=shallow))
     people = replace(drawn_people(tmp_path), name="lsp")
     monkeypatch.setattr("fastpose.datasets.open_poses", lambda *_, **__: people)
     words = ["train", "tiny", "--data", "lsp:drawn", "--out", str(tmp_path / "run"), "--json"]
