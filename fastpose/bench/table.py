@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,15 +145,22 @@ def group_table(rows: Sequence[Row]) -> list[str]:
         if costs:
             # a start is the same whatever was refused, and the times stand above
             lines += ["", *_table(_columns(shown, alike, costs, timed=False), shown)]
-    reasons = [f"- refused: {_place(row, alike)}: {row.refused}" for row in shown if row.refused]
-    reasons += [f"- not here: {_place(row, alike)}: {row.absent}" for row in rows if row.absent]
-    reasons += [
-        f"- no ratio to {name}: {_place(row, alike)}: {peer.absent}"
-        for row in shown
-        for name, peer in row.peers.items()
-        if peer.absent
-    ]
+    reasons = list(_reasons(rows, alike))
     return [*lines, *([""] if lines and reasons else []), *reasons]
+
+
+def _reasons(rows: Sequence[Row], alike: Mapping[str, Any]) -> Iterator[str]:
+    """Why something is not there, each reason once."""
+    places: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        missing = {"refused": row.refused, "not here": row.absent}
+        missing |= {f"no ratio to {name}": peer.absent for name, peer in row.peers.items()}
+        for what, why in missing.items():
+            if why:
+                places.setdefault((what, why), []).append(_place(row, alike))
+    for (what, why), where in places.items():
+        all_alike = len(where) == len(rows) > 1
+        yield f"- {what}: {'all rows' if all_alike else '; '.join(where)}: {why}"
 
 
 def _alike(rows: Sequence[Row]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from fastpose.bench.engines import EngineCase
 from fastpose.bench.rows import read_document
 from fastpose.bench.run import Plan, chosen_cases, make_clip, run_bench
 from fastpose.cli import main
+from fastpose.engines import Statement, wrap_network
 from fastpose.errors import BackendError, FastposeError
 from fastpose.frames import open_source
 from fastpose.machine import machine
@@ -96,11 +97,22 @@ def clip(path, frames=3):
     return path
 
 
-def test_a_real_run_gives_one_document_and_all_files(tmp_path, capsys):
+def test_a_real_run_of_a_network_from_elsewhere_gives_one_document_and_all_files(tmp_path, capsys):
+    pytest.importorskip("onnx")
     pytest.importorskip("matplotlib")
+    from foreign import heatmap_network
+
     out = tmp_path / "new" / "out"
+    graph = heatmap_network(tmp_path / "net.onnx", np.ones((17, 3)) / 3, (128, 96))
+    stated = {"mean": (0.0,) * 3, "std": (255.0,) * 3, "rgb": True, "method": "dark"}
+    bundle = wrap_network(
+        graph,
+        Statement(**stated, convention="symmetric"),
+        engine="openvino",
+        out=tmp_path / "bundle.onnx",
+    )
     status, text, err = bench(
-        capsys, "--engines", "openvino:f32", "--batch", "1", "--people", "0,1", "--frames", "2",
+        capsys, bundle, "--batch", "1", "--people", "0,1", "--frames", "2",
         "--rounds", "2", "--threads", "1", "--limit", "1", "--out", out, "--json",
     )  # fmt: skip
     assert status == 0, err
@@ -108,7 +120,8 @@ def test_a_real_run_gives_one_document_and_all_files(tmp_path, capsys):
     assert found["schema"] == 2
     rows = {row["group"]: row for row in found["rows"]}
     assert rows.keys() == {"engines", "pipeline"}
-    assert rows["engines"]["name"] == "cpn-light"
+    assert rows["engines"]["name"] == "net"
+    assert rows["engines"]["case"] == {"batch": 1, "engine": "openvino", "precision": "f32"}
     assert rows["engines"]["threads"] == 1
     assert rows["engines"]["check"]
     assert rows["engines"]["figures"]["peak_rss_mb"] > 20
@@ -116,8 +129,8 @@ def test_a_real_run_gives_one_document_and_all_files(tmp_path, capsys):
     assert "rss_mb" not in rows["pipeline"]["figures"]
     # folders of this machine are told to nobody
     assert found["command"] == (
-        "fastpose bench --engines openvino:f32 --threads 1 --batch 1 --people 0,1 --frames 2 "
-        "--limit 1 --rounds 2"
+        "fastpose bench bundle.json --threads 1 --batch 1 --people 0,1 --frames 2 --limit 1 "
+        "--rounds 2"
     )
     assert read_document(out / "bench.json").to_dict() == found
     assert "| openvino | f32 " in (out / "bench.md").read_text()

@@ -78,6 +78,15 @@ def test_what_is_refused_or_absent_is_shown_with_its_reason():
     assert "- no ratio to torch module f32: tiny (batch 8, engine openvino" in text
 
 
+def test_a_reason_of_many_rows_is_told_once():
+    rows = [engine_row(batch=n, peers=beside(None, absent="no torch")) for n in (1, 2)]
+    text = markdown(document(*rows))
+    assert text.count("no torch") == 1
+    assert "- no ratio to torch module f32: all rows: no torch" in text
+    text = markdown(document(*rows, engine_row(batch=4)))
+    assert "tiny (batch 1, engine openvino, precision f32); tiny (batch 2, " in text
+
+
 def test_rows_that_are_all_absent_make_no_table():
     text = markdown(document(engine_row(time=None, check="", absent="no such thing")))
     assert tables(text) == []
