@@ -82,12 +82,12 @@ def _by_isa() -> Iterator[tuple[str, Callable[[str], Any], dict[str, Any]]]:
     for turned in (0.0, 20.0):
         affines = boxes_to_affines(boxes, (128, 96), rotation=turned)
         run = functools.partial(_warp, frame, affines, (128, 96), **numbers)
-        yield "warp", run, {"frame": "640x480", "people": PEOPLE, "turned": int(turned)}
+        yield "warp", run, {"people": PEOPLE, "input": f"640x480 turned {turned:.0f}"}
     cells = boxes_to_affines(boxes / 10, (14, 14))
     yield (
         "warp",
         functools.partial(_warp, features, cells, (14, 14), layout="chw", area=2),
-        {"maps": "16x64x48", "people": PEOPLE},
+        {"people": PEOPLE, "input": "maps 16x64x48"},
     )
     heatmaps = _heatmaps(random)
     for method in METHODS:
@@ -132,14 +132,14 @@ def _in_one_form() -> Iterator[KernelCase]:
 
     for method in ("hard", "soft-gaussian"):
         run = functools.partial(suppress, method)
-        yield KernelCase("suppress_boxes", run, {"method": method, "boxes": len(boxes)})
+        yield KernelCase("suppress_boxes", run, {"method": method, "input": f"{len(boxes)} boxes"})
     poses = random.uniform(0, 200, (60, JOINTS, 2))
     areas, sigmas = random.uniform(1e3, 1e4, 60), np.full(JOINTS, 0.07)
 
     def suppress_poses(backend: str) -> Any:
         return ops.suppress_poses(poses, scores[:60], areas, sigmas=sigmas, backend=backend)
 
-    yield KernelCase("suppress_poses", suppress_poses, {"poses": len(poses)})
+    yield KernelCase("suppress_poses", suppress_poses, {"input": f"{len(poses)} poses"})
     parts = random.normal(size=(1, 14, 3, 32, 32)).astype(np.float32)
     parents = np.array([-1, 0, 1, 2, 0, 4, 5, 0, 7, 8, 9, 10, 11, 12])
     anchors = random.integers(-4, 5, (14, 3, 2))
@@ -147,4 +147,4 @@ def _in_one_form() -> Iterator[KernelCase]:
     def fit(backend: str) -> Any:
         return ops.fit_tree(parts, parents, anchors, backend=backend)
 
-    yield KernelCase("fit_tree", fit, {"parts": 14, "types": 3, "maps": "32x32"})
+    yield KernelCase("fit_tree", fit, {"input": "14 parts of 3 types on 32x32"})

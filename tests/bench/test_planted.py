@@ -43,7 +43,7 @@ def timed(benchmarks):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that only the C++ kernels move, and the reference of `decode` by `clock.reference`."""
+    """Moved by the C++ kernels only, and by `clock.reference` by the reference of `decode`."""
     clock = SimpleNamespace(now=0.0, reference=1e3)
 
     def moved_by(function, seconds):
