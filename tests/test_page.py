@@ -1,0 +1,275 @@
+"""docs/benchmarks.md is made from the results, and tells what they do."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fastpose.bench.rows import Document, Peer, Row
+
+ROOT = Path(__file__).parents[1]
+TIME = {"median_ms": 2.0, "min_ms": 1.9, "mean_ms": 2.0, "p90_ms": 2.2, "p99_ms": 2.4}
+TIME |= {"spread": 0.05, "turns": 40}
+
+
+@pytest.fixture(scope="module")
+def page():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "benchmarks"))
+        yield importlib.import_module("page")
+
+
+def row(group, name, case, **fields):
+    sound = {"check": "compared", "threads": 1, "clock": "wall", "time": TIME, "load": 0.5}
+    return Row(group, name, case, **{**sound, **fields})
+
+
+def peer(ratio, **fields):
+    return Peer(ratio, 0.05, time={**TIME, "median_ms": 2.0 * ratio}, **fields)
+
+
+def warp(people, ratio):
+    peers = {"OpenCV": peer(ratio, difference="within 0.5 grey levels", version="5.0")}
+    return row("ops", "warp", {"people": people, "method": "straight"}, peers=peers)
+
+
+def one_person(people, ratio):
+    return row(
+        "pipeline",
+        "one_person",
+        {"people": people, "engine": "openvino", "precision": "bf16", "every": 10},
+        figures={"pck": 79.3, "seen_percent": 99.0},
+        peers={"MediaPipe": peer(ratio, figures={"pck": 81.9, "seen_percent": 98.0})},
+    )
+
+
+def pose(people, precision, ratio):
+    return row(
+        "pipeline",
+        "reading and pose",
+        {"people": people, "engine": "openvino", "precision": precision},
+        threads=4,
+        peers={"rtmlib": peer(ratio)} if ratio else {"rtmlib": Peer(absent="not installed")},
+    )
+
+
+def swept(people):
+    case = {"people": people, "engine": "openvino", "precision": "bf16"}
+    return row("pipeline", "cpn-light", case, figures={"fps": 500.0, "crop_ms": 0.25})
+
+
+def engine(precision, pck):
+    return row(
+        "engines",
+        "cpn-light",
+        {"batch": 8, "engine": "openvino", "precision": precision},
+        figures={"windows_per_s": 4000.0, "pck": pck, "peak_rss_mb": 321.0},
+        peers={"torch module f32": peer(3.2)},
+    )
+
+
+ROWS = (
+    warp(1, 4.5),
+    warp(8, 7.5),
+    row(
+        "ops",
+        "decode",
+        {"people": 8, "method": "dark"},
+        time=None,
+        refused="the quartiles are 40 % apart, over 20",
+        peers={"mmpose": Peer(absent="the quartiles are 40 % apart, over 20")},
+    ),
+    row(
+        "ops", "warp", {"people": 8, "isa": "avx2"}, peers={"reference": peer(44.0)}
+    ),
+    pose(8, "f32", 0.9),
+    pose(8, "bf16", 4.4),
+    pose(1, "f32", None),
+    one_person(1, 1.7),
+    one_person(0, 2.6),
+    swept(1),
+    swept(8),
+    engine("f32", 81.5),
+    engine("bf16", 81.4),
+    row("startup", "import", {}, figures={"import_ms": 123.0}),
+    row(
+        "counts", "decode", {"people": 8}, time=None, figures={"instructions": 348326},
+        peers={"baseline": Peer(0.97)},
+    ),
+)  # fmt: skip
+DOCUMENT = Document(
+    ROWS,
+    {"processor": "A Processor", "cores": 4, "memory_gib": 16.0, "python": "3.11", "gpus": []},
+    {"numpy": "2.4"},
+    "0123abc",
+    "2026-11-21",
+    "pytest benchmarks",
+)
+
+
+@pytest.fixture
+def written(page, tmp_path):
+    """A function: documents by machine -> what is written of them, and its path."""
+
+    def write(**machines):
+        for name, documents in machines.items():
+            for document in documents:
+                stem = f"{document.date}-{document.commit}"
+                document.write(tmp_path / "results" / name / f"{stem}.json")
+        path = tmp_path / "benchmarks.md"
+        where = ["--results", str(tmp_path / "results"), "--page", str(path)]
+        assert page.main(where) == 0
+        return path.read_text(), path, where
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def text(page):
+    return text_of(page, DOCUMENT)
+
+
+def text_of(page, *documents):
+    """The page of one machine's results."""
+    return page.page([page.Machine("zen", documents)], {})
+
+
+def cells(text, start):
+    """Of the line that starts so, in a table."""
+    line = next(line for line in text.splitlines() if line.startswith(f"| {start}"))
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def under(text, title):
+    """The lines of a section."""
+    return text.split(f"### {title}\n", 1)[1].split("\n##", 1)[0]
+
+
+def test_the_answer_comes_first(text):
+    first = text[: text.index("## How it was measured")]
+    assert "windows of 8 people: OpenCV × 7.50." in first
+    assert "same network and boxes: f32 × 0.900 rtmlib, bf16 × 4.40 rtmlib." in first
+    assert "bf16: × 1.70 MediaPipe; PCK@0.2 79.30, 81.90 (ours, theirs)" in first
+    assert "Slower than a peer somewhere: reading a video and pose, CPN-50, openvino f32" in first
+
+
+def test_ratios_stand_by_people_with_the_answers_beside(text):
+    table = under(text, "Beside other projects")
+    assert cells(table, "warp, straight") == [
+        "warp, straight", "OpenCV", "× 4.50", "× 7.50", "–", "2 (8)", "within 0.5 grey levels", "1"
+    ]  # fmt: skip
+    found = cells(table, "network cpn-light, openvino bf16")
+    assert found[1:5] == ["torch module f32", "–", "× 3.20", "–"]
+    assert found[6] == "PCK@0.2 81.40"
+    assert "reference" not in table
+    assert "baseline" not in table
+
+
+def test_one_person_with_and_without_somebody_in_the_frame(text):
+    table = under(text, "One person, the whole loop")
+    assert cells(table, "with a person")[4:] == [
+        "2 / 3.40", "× 1.70", "99 / 98", "79.30 / 81.90"
+    ]  # fmt: skip
+    assert cells(table, "empty")[5] == "× 2.60"
+
+
+@pytest.mark.parametrize(
+    ("title", "words"),
+    [
+        ("End to end", "crop ms"),
+        ("Engines", "321"),
+        ("Start", "123"),
+        ("Counts", "348326"),
+        ("Each operation beside its reference", "44"),
+    ],
+)
+def test_every_group_has_its_table(text, title, words):
+    assert words in under(text, title)
+
+
+def test_what_is_not_there_has_its_reason(text):
+    gone = under(text, "What is not here, and why")
+    assert "- rtmlib: not installed (reading a video and pose, CPN-50, openvino f32)" in gone
+    assert "- refused: decode, DARK, 8 people: the quartiles are 40 % apart" in gone
+    assert gone.count("40 % apart") == 1
+
+
+def test_the_machine_stands_over_its_tables(text):
+    machine = text.split("## A Processor, 4 cores\n", 1)[1]
+    assert "16.0 GiB" in machine
+    assert "Python 3.11, numpy 2.4" in machine
+    assert "- peers: OpenCV 5.0\n" in machine
+    assert "2026-11-21, commit 0123abc, `pytest benchmarks`" in machine
+
+
+def test_the_newest_file_gives_the_tables_and_all_the_history(page, tmp_path):
+    older = replace(DOCUMENT, rows=(warp(8, 5.5),), date="2026-10-01", commit="4567def")
+    for document in (DOCUMENT, older):
+        document.write(tmp_path / "zen" / f"{document.date}-{document.commit}.json")
+    (machine,) = page.machines(tmp_path)
+    text = page.page([machine], {})
+    over = under(text, "Over time")
+    assert cells(over, "ratio")[2:] == ["2026-10-01 4567def", "2026-11-21 0123abc"]
+    assert cells(over, "warp, straight beside OpenCV")[1:] == ["8", "5.50", "7.50"]
+    assert "5.50" not in under(text, "Beside other projects")
+
+
+def test_without_a_gpu_its_section_says_so(text):
+    assert "## H200\n\nnot measured: no GPU was at hand." in text
+
+
+def test_what_a_gpu_measured_stands_in_its_section(page):
+    with_gpu = {**DOCUMENT.machine, "gpus": [{"name": "NVIDIA H200"}]}
+    timed = replace(warp(8, 3.3), device="cuda", clock="cuda")
+    text = text_of(page, replace(DOCUMENT, machine=with_gpu, rows=(timed,)))
+    assert "not measured" not in text
+    assert "3.30" in text.split("## On a GPU\n", 1)[1]
+
+
+def test_nothing_measured_is_said(page):
+    assert "Nothing has been measured yet." in page.page([], {})
+
+
+def test_pictures_are_drawn_and_old_ones_removed(written):
+    pytest.importorskip("matplotlib")
+    text, path, _ = written(zen=[DOCUMENT])
+    folder = path.with_suffix("")
+    assert {file.name for file in folder.iterdir()} == {"zen-people.png", "zen-accuracy.png"}
+    assert "![End to end](benchmarks/zen-people.png)" in text
+    (folder / "old.png").touch()
+    written(zen=[replace(DOCUMENT, rows=(warp(8, 7.5),))])
+    assert list(folder.iterdir()) == []
+
+
+def test_check_finds_a_page_that_is_not_up_to_date(page, written, capsys):
+    pytest.importorskip("matplotlib")
+    text, path, where = written(zen=[DOCUMENT])
+    assert page.main([*where, "--check"]) == 0
+    path.write_text(text.replace("× 7.50", "× 9.50"))
+    assert page.main([*where, "--check"]) == 1
+    assert "benchmarks.md is not what the results give" in capsys.readouterr().err
+    path.write_text(text)
+    (path.with_suffix("") / "zen-people.png").unlink()
+    assert page.main([*where, "--check"]) == 1
+    assert "zen-people.png is missing" in capsys.readouterr().err
+
+
+def test_the_committed_page_is_up_to_date(page, tmp_path):
+    """With the committed results: those of a run that somebody just made are not in it yet."""
+    command = ["git", "-C", str(ROOT), "ls-files", "benchmarks/results"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    results = tmp_path / "results"
+    results.mkdir()
+    for name in done.stdout.split():
+        copy = results / Path(name).relative_to("benchmarks/results")
+        if copy.parent != results and (ROOT / name).exists():
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copy(ROOT / name, copy)
+    if done.returncode:  # no checkout, but an archive of one
+        results = page.RESULTS
+    assert page.main(["--results", str(results), "--check"]) == 0
