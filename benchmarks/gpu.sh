@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # Everything that needs a CUDA machine, within a limit of nine minutes: build the kernels for its
 # GPU, run the tests marked `gpu`, look for bad accesses and races, measure the device, then check
-# and time every kernel and the step of a whole frame. Needs torch with CUDA, triton, nvcc, pytest,
-# pybind11, setuptools, numpy and OpenCV; no network. PYTHON names the Python that has them.
+# and time every kernel, the step of a frame, the whole loop, and networks. Needs torch with CUDA,
+# triton, nvcc, pytest, pybind11, setuptools, numpy and OpenCV; no network. PYTHON names the Python
+# that has them. The rows are those of the suite (fastpose/bench), and stand in one document.
 #
 #   bash benchmarks/gpu.sh --out DIR     writes DIR/gpu.json, DIR/gpu-tests.xml and DIR/gpu.log
+#     --commit HASH                      of the sources, where they are in no repository
 #     --pycuda FILE.tar.gz               its source distribution: built there meanwhile, so that its
 #                                        memory is tested too, beside that of cuda-bindings
 #   bash benchmarks/gpu.sh --dry-run     without a GPU, as far as it goes: builds, collects the
@@ -15,13 +17,15 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
-out="" dry="" pycuda=""
+out="" dry="" pycuda="" commit=""
+said="bash benchmarks/gpu.sh"
 while [ $# -gt 0 ]; do
   case $1 in
     --out) out=${2:-}; shift; [ $# -eq 0 ] || shift ;;
-    --dry-run) dry=--dry-run; shift ;;
+    --dry-run) dry=--dry-run; said+=" --dry-run"; shift ;;
+    --commit) commit=${2:-}; shift; [ $# -eq 0 ] || shift ;;
     --pycuda) pycuda=${2:-}; shift; [ $# -eq 0 ] || shift ;;
-    *) echo "usage: benchmarks/gpu.sh --out DIR [--pycuda FILE] | --dry-run [--out DIR]" >&2
+    *) echo "usage: benchmarks/gpu.sh --out DIR [--commit HASH] [--pycuda FILE] | --dry-run [--out DIR]" >&2
       exit 2 ;;
   esac
 done
@@ -110,6 +114,8 @@ tests=(env PYTHONPATH="$PYTHONPATH:$PWD/benchmarks/gpu" "$python" -m pytest "${f
   -m gpu -q -ra --continue-on-collection-errors "${workers[@]}" --junitxml="$out/gpu-tests.xml")
 [ -z "$dry" ] || tests=("$python" -m pytest "${files[@]}" -m gpu -q --collect-only)
 
+"$python" benchmarks/gpu/report.py "$json" begin "$commit" "$said" || exit 1
+
 # Without the CUDA part there are still the Triton kernels to look at.
 stage build 75 "${build[@]}" ||
   stage build-cpu 20 env FASTPOSE_CUDA=0 "$python" setup.py build_ext --inplace
@@ -120,11 +126,12 @@ stage tests 115 "${tests[@]}"
 
 program sanitize 78
 program ceilings 12
-program warp 30
-program decode 40
-program render 20
-program propagate 40
-program step 45
+program step 25
+program pipeline 55
+program warp 22
+program decode 27
+program render 13
+program propagate 28
 if [ -n "$building" ]; then
   wait "$building"
   status=$?
@@ -133,10 +140,11 @@ if [ -n "$building" ]; then
   "$python" benchmarks/gpu/report.py "$json" stage build-pycuda "$status" 0 \
     "bash benchmarks/gpu/build_pycuda.sh $(basename "$pycuda") DIR"
 fi
-program engines 45
+program engines 20
+program networks 40
 # Last, in the time that the others have left: what it finds is for the next version.
-left=$((end + 20 * patience - SECONDS - 10))
-stage tune_propagate 20 "$python" benchmarks/gpu/tune_propagate.py $dry \
+left=$((end + 10 * patience - SECONDS - 5))
+stage tune_propagate 10 "$python" benchmarks/gpu/tune_propagate.py $dry \
   --seconds $((left < 60 ? left : 60)) --out "$scratch/tune.json"
 "$python" benchmarks/gpu/report.py "$json" tune "$scratch/tune.json"
 

@@ -4,6 +4,7 @@ The device is one whose kernels take as long as they are told.
 """
 
 import importlib
+import itertools
 import os
 import re
 import subprocess
@@ -27,7 +28,6 @@ class Device:
         self.now = 0.0
         self.capturing = False
         self.lost = False
-        self.streams: list[str] = []
 
     def kernel(self, us: float) -> None:
         self.now += us if self.capturing else us + LAUNCH_US
@@ -56,14 +56,17 @@ class Device:
 def device(monkeypatch):
     device = Device()
     monkeypatch.syspath_prepend(str(PROGRAMS))
-    monkeypatch.setattr(torch.cuda, "Event", device.event)
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", SimpleNamespace)
-    monkeypatch.setattr(torch.cuda, "graph", device.graph)
-    monkeypatch.setattr(torch.cuda, "synchronize", device.synchronize)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: "the caller's")
-    monkeypatch.setattr(torch.cuda, "set_stream", device.streams.append)
-    cache = SimpleNamespace(L2_cache_size=50e6)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: cache)
+    doubles = {
+        "is_available": lambda: True,
+        "Event": device.event,
+        "CUDAGraph": SimpleNamespace,
+        "graph": device.graph,
+        "synchronize": device.synchronize,
+        "current_stream": lambda: "the caller's",
+        "set_stream": lambda stream: None,
+    }
+    for name, double in doubles.items():
+        monkeypatch.setattr(torch.cuda, name, double)
     return device
 
 
@@ -73,7 +76,8 @@ def timing(device):
 
 
 @pytest.fixture
-def bench(timing, tmp_path):
+def bench(timing, tmp_path, monkeypatch):
+    monkeypatch.setattr(timing, "describe_machine", lambda: ({}, {}))
     bench = timing.Bench("program.py", ["--dry-run", "--out", str(tmp_path / "gpu.json")])
     bench.dry = False
     bench.report.set(ceilings={"copy_gb_s": 4000.0, "matmul_tflop_s_float16": 800.0})
@@ -83,8 +87,12 @@ def bench(timing, tmp_path):
 def measured(bench, timing, call, **changes):
     """The row of one case, the keywords of `Bench.measure` changed."""
     options = {"sets": 4, "work": timing.Work(bytes=1e7), "check": lambda: 0.0, **changes}
-    bench.measure("op", "case", call, **options)
-    return bench.report.read()["rows"][-1]
+    bench.measure("op", {"people": 8}, call, **options)
+    return bench.report.read().rows[-1]
+
+
+def limits_met(row):
+    return importlib.import_module("report").limits_met(row)
 
 
 def test_a_call_is_timed_without_its_launch_and_held_against_floor_and_peers(bench, timing, device):
@@ -94,17 +102,16 @@ def test_a_call_is_timed_without_its_launch_and_held_against_floor_and_peers(ben
         timing,
         lambda _: device.kernel(5.0),
         peers=[peer],
-        limits={"us": 5.0, "ratio_to_floor": 1.3},
+        limits={"calls_per_s": 2e5, **timing.of_floor(1.3)},
     )
-    assert row["status"] == "ok"
-    assert row["us"] == pytest.approx(5.0)
-    assert row["floor_us"] == pytest.approx(2.5)  # 10 MB at 4 TB/s
-    assert row["ratio_to_floor"] == pytest.approx(2.0)
-    assert row["gb_s"] == pytest.approx(2000.0)
-    assert row["peers"]["peer"] == {"us": 15.0, "ratio": 3.0, "timed": "graph"}
-    assert row["met"] == {"us": True, "ratio_to_floor": False, "peer": False}
-    assert row["launches"] % 4 == 0
-    assert row["launches"] >= 50
+    assert (row.group, row.clock, row.threads, row.absent) == ("ops", "cuda", 0, "")
+    assert row.check == "0 from the reference"
+    assert row.time["median_ms"] == pytest.approx(5e-3)
+    assert row.figures["floor_share"] == pytest.approx(0.5)  # 10 MB at 4 TB/s
+    assert row.figures["gb_s"] == pytest.approx(2000.0)
+    assert row.figures["calls_per_s"] == pytest.approx(2e5)
+    assert row.peers["peer"].ratio == pytest.approx(3.0)
+    assert limits_met(row) == {"calls_per_s": True, "floor_share": False, "peer": False}
 
 
 def test_products_are_held_against_the_matmul_rate(bench, timing, device):
@@ -113,23 +120,10 @@ def test_products_are_held_against_the_matmul_rate(bench, timing, device):
         timing,
         lambda _: device.kernel(1000.0),
         work=timing.Work(flops=4e11, dtype=torch.float16),
-        limits={"share_of_matmul": 0.5},
+        limits={"matmul_share": 0.5},
     )
-    assert row["tflop_s"] == pytest.approx(400.0)
-    assert row["share_of_matmul"] == pytest.approx(0.5)
-    assert row["met"] == {"share_of_matmul": True}
-
-
-def test_every_set_is_launched_equally_often(bench, timing, device):
-    seen = [0] * 7
-
-    def call(i):
-        if device.capturing:
-            seen[i] += 1
-        device.kernel(3.0)
-
-    measured(bench, timing, call, sets=7)
-    assert len(set(seen)) == 1
+    assert row.figures == {"tflop_s": 400.0, "matmul_share": 0.5}
+    assert limits_met(row) == {"matmul_share": True}
 
 
 def test_a_wrong_result_is_never_timed(bench, timing, device):
@@ -137,12 +131,28 @@ def test_a_wrong_result_is_never_timed(bench, timing, device):
         timing.agree(torch.ones(3), torch.tensor([1.0, 1.0, 2.0]), absolute=0.5)
 
     row = measured(bench, timing, lambda _: device.kernel(5.0), check=check)
-    assert row["status"] == "wrong"
-    assert row["us"] is None
-    assert "differs from the reference by 1" in row["error"]
+    assert row.absent.startswith("wrong: differs from the reference by 1")
+    assert row.time is None
     assert device.now == 0.0
     with pytest.raises(SystemExit):
         bench.close()
+
+
+def test_times_that_stay_unsteady_are_refused(bench, timing, device):
+    lengths = itertools.cycle([100.0, 1000.0, 100.0, 2000.0])
+
+    def run():
+        device.now += next(lengths)
+
+    def compute():
+        return timing.Found("the same", bench.take_turns({"ours": timing.Replay(run)}))
+
+    bench.record("pipeline", "step", {"people": 8}, compute, limits={"calls_per_s": 1.0})
+    row = bench.report.read().rows[-1]
+    assert "quartiles" in row.refused
+    assert (row.time, row.figures, row.absent) == (None, {}, "")
+    assert limits_met(row) == {"calls_per_s": None}
+    assert not bench.failed
 
 
 def test_a_peer_that_fails_costs_the_row_nothing(bench, timing, device):
@@ -152,24 +162,35 @@ def test_a_peer_that_fails_costs_the_row_nothing(bench, timing, device):
     row = measured(
         bench, timing, lambda _: device.kernel(5.0), peers=[timing.Peer("peer", broken, None, 2.0)]
     )
-    assert row["status"] == "ok"
-    assert row["us"] == pytest.approx(5.0)
-    assert row["peers"]["peer"] == {"error": "RuntimeError: no kernel image"}
-    assert row["met"] == {"peer": None}
+    assert row.time["median_ms"] == pytest.approx(5e-3)
+    assert row.peers["peer"].absent == "RuntimeError: no kernel image"
+    assert limits_met(row) == {}
 
 
-def test_what_cannot_be_captured_is_timed_and_fails(bench, timing, device):
+def test_a_peer_that_cannot_be_captured_is_timed_and_decides_nothing(bench, timing, device):
+    def copies(_):
+        if device.capturing:
+            raise RuntimeError("it copies")
+        device.kernel(15.0)
+
+    row = measured(
+        bench, timing, lambda _: device.kernel(5.0), peers=[timing.Peer("peer", copies, None, 20.0)]
+    )
+    assert row.peers["peer"].ratio == pytest.approx((15.0 + LAUNCH_US) / 5.0)
+    assert row.peers["peer"].difference == "launched one by one: it copies"
+    assert limits_met(row) == {}
+
+
+def test_what_cannot_be_captured_is_of_no_use(bench, timing, device):
     def call(_):
         if device.capturing:
             raise RuntimeError("operation not permitted when stream is capturing")
         device.kernel(5.0)
 
     row = measured(bench, timing, call)
-    assert device.streams == ["the caller's"]
-    assert row["status"] == "failed"
-    assert row["timed"] == "eager"
-    assert row["us"] == pytest.approx(5.0 + LAUNCH_US)
-    assert "not permitted" in row["error"]
+    assert "cannot be captured: operation not permitted" in row.absent
+    assert row.time is None
+    assert bench.failed
 
 
 def test_a_lost_device_leaves_the_rest_to_a_new_process(bench, timing, device, monkeypatch):
@@ -180,15 +201,29 @@ def test_a_lost_device_leaves_the_rest_to_a_new_process(bench, timing, device, m
     started = []
     monkeypatch.setattr(timing.os, "execv", lambda *args: started.append(args))
     row = measured(bench, timing, call, check=lambda: call(0))
-    assert row["status"] == "failed"
+    assert "illegal memory access" in row.absent
     ((_, command),) = started
     assert command[-1] == "--resume"
 
     device.lost = False
     again = timing.Bench("program.py", ["--dry-run", *command[2:]])
     assert again.failed
-    again.measure("op", "case", call, sets=1, work=timing.Work(), check=lambda: 0.0)
-    assert len(again.report.read()["rows"]) == 1
+    again.measure("op", {"people": 8}, call, sets=1, work=timing.Work(), check=lambda: 0.0)
+    (kept,) = again.report.read().rows
+    assert "illegal memory access" in kept.absent
+
+
+def test_rows_of_others_are_kept_or_their_reason(bench, timing, device):
+    rows = importlib.import_module("fastpose.bench.rows")
+    case = {"batch": 1, "engine": "torch"}
+    made = rows.Row("engines", "cpn50", case, check="the same", device="cpu", figures={"fps": 2.0})
+    bench.collect("engines", "cpn50", case, lambda: [made])
+    bench.collect("engines", "cpm-lsp", case, lambda: [][0])
+    fine, failed = bench.report.read().rows
+    assert fine.figures == {"fps": 2.0}
+    assert fine.command == bench.command
+    assert failed.absent == "IndexError: list index out of range"
+    assert bench.failed
 
 
 @pytest.mark.parametrize(
@@ -273,25 +308,54 @@ def test_tests_that_all_skip_are_an_error(device, tmp_path, skipped, error):
 
 def test_the_table_tells_what_failed_before_what_did_not(device):
     report = importlib.import_module("report")
-    timed = {"us": 7.5, "spread": 0.2, "ratio_to_floor": 1.5, "peers": {"torch": {"ratio": 4.0}}}
-    timed |= {"limits": {"ratio_to_floor": 1.3, "torch": 2.0}}
-    timed |= {"met": {"ratio_to_floor": False, "torch": True}}
-    rows = [
-        {"op": "decode", "case": "N=8", "status": "ok", **timed},
-        {"op": "warp", "case": "N=1", "status": "wrong", "error": "differs", "us": None},
+    rows = importlib.import_module("fastpose.bench.rows")
+    case = {"people": 8}
+    time = {"median_ms": 7.5e-3, "spread": 0.18}
+    timed = rows.Row(
+        "ops",
+        "decode",
+        case,
+        "the same",
+        time=time,
+        figures={"floor_share": 0.667},
+        peers={"torch": rows.Peer(4.0), "numpy": rows.Peer(absent="it fails")},
+        limits={"floor_share": 0.769, "torch": 2.0},
+    )
+    found = [
+        timed,
+        rows.Row("ops", "warp", case, absent="wrong: differs"),
+        rows.Row("ops", "render", case, "the same", refused="the quartiles are 30 % apart"),
     ]
     stages = [{"stage": "warp", "status": "timed out", "seconds": 35}]
-    lines = report.table({"stages": stages, "rows": rows}).splitlines()
-    assert lines[-3:] == [
-        "  WRONG warp N=1 differs",
-        "decode N=8 7.50 us +-20% 1.50x floor (1.3 MISSED) torch 4.0x (2 ok)",
-        "2 rows, 1 not ok; targets met: 1 of 2",
+    document = rows.Document(found, {}, {}, "", "", "", {"stages": stages})
+    lines = report.table(document).splitlines()
+    assert lines[-4:] == [
+        "  ABSENT warp people=8 wrong: differs",
+        "decode people=8 7.50 us +-18% floor_share 0.667 (0.769 MISSED) torch 4.0x (2 ok) "
+        "numpy absent",
+        "render people=8 refused: the quartiles are 30 % apart",
+        "3 rows, 1 absent, 1 refused; limits met: 1 of 2",
     ]
     assert lines[2].split() == ["warp", "timed", "out", "35", "s"]
 
-    many = report.table({"rows": rows[:1] * 500})
+    many = report.table(rows.Document(found[:1] * 500, {}, {}, "", "", ""))
     assert len(many) < 12_000
-    assert many.endswith("500 rows, 0 not ok; targets met: 500 of 1000")
+    assert many.endswith("500 rows, 0 absent, 0 refused; limits met: 500 of 1000")
+
+
+def test_a_document_says_where_the_sources_come_from(device, tmp_path):
+    report = importlib.import_module("report")
+    path = str(tmp_path / "gpu.json")
+    report.main([path, "begin", "abc123", "bash benchmarks/gpu.sh"])
+    report.main([path, "stage", "warp", "124", "30", "python benchmarks/gpu/warp.py"])
+    report.Report(Path(path)).describe({"gpus": [{"name": "H"}]}, {"cuda": "13.0"})
+    found = importlib.import_module("fastpose.bench.rows").read_document(Path(path))
+    assert (found.commit, found.command) == ("abc123", "bash benchmarks/gpu.sh")
+    assert found.machine["gpus"] == [{"name": "H"}]
+    assert found.machine["cores"]
+    assert found.versions["cuda"] == "13.0"
+    (stage,) = found.extra["stages"]
+    assert stage["status"] == "timed out"
 
 
 def test_a_worker_that_lost_the_device_fails_one_test_alone(tmp_path):

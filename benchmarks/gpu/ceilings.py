@@ -8,50 +8,51 @@ data (on zeros a device may run faster); a node is the smallest kernel, many tim
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
-from timing import Bench, Replay, events
+from timing import Bench
+
+from fastpose.bench import cuda
+from fastpose.measure import Times
 
 COPY = 1 << 30  # bytes
 SIDE = 8192
-ROUNDS = 20
+CALLS = 20
 
 
 def copy_rate() -> float:
     """GB/s of a copy on the device, read and write counted."""
     source = torch.randint(0, 256, (COPY,), dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
-    return 2 * COPY / median_us(lambda: target.copy_(source)) / 1e3
+    return 2 * COPY / seconds(lambda: target.copy_(source)) / 1e9
 
 
 def matmul_rate(dtype: torch.dtype) -> float:
     """TFLOP/s of a square matrix product."""
     left, right = (torch.randn(SIDE, SIDE, device="cuda").to(dtype) for _ in range(2))
     out = torch.empty_like(left)
-    return 2 * SIDE**3 / median_us(lambda: torch.matmul(left, right, out=out)) / 1e6
+    return 2 * SIDE**3 / seconds(lambda: torch.matmul(left, right, out=out)) / 1e12
 
 
-def median_us(call) -> float:
-    """Median microseconds between events round each of some calls, after as many to warm up."""
-    for _ in range(ROUNDS):
+def seconds(call: Callable[[], object]) -> float:
+    """Median between events round each of some calls, after as many to warm up."""
+    for _ in range(CALLS):
         call()
-    marks = [events() for _ in range(ROUNDS)]
+    marks = [cuda.events() for _ in range(CALLS)]
     for begin, end in marks:
         begin.record()
         call()
         end.record()
     torch.cuda.synchronize()
-    replay = Replay(call, 1, times=[1e3 * begin.elapsed_time(end) for begin, end in marks])
-    return replay.us
+    return Times(tuple(1e-3 * begin.elapsed_time(end) for begin, end in marks)).median
 
 
-def node_us(bench: Bench) -> float:
+def node_us() -> float:
     """Microseconds that a kernel of one element takes in a graph of many."""
     one = torch.ones(1, device="cuda")
-    replay = bench.replay(lambda _: one.add_(1), 1)
-    bench.take_turns([replay])
-    return replay.us
+    replay = cuda.in_graph(lambda _: one.add_(1), 1)
+    return 1e6 * cuda.take_turns({"node": replay})["node"].median
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -66,10 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "copy_gb_s": round(copy_rate(), 1),
             "matmul_tflop_s_bfloat16": round(matmul_rate(torch.bfloat16), 1),
             "matmul_tflop_s_float16": round(matmul_rate(torch.float16), 1),
-            "node_us": round(node_us(bench), 3),
+            "node_us": round(node_us(), 3),
         }
     )
-    print(bench.report.read()["ceilings"])
+    print(bench.report.read().extra["ceilings"])
 
 
 if __name__ == "__main__":

@@ -1,19 +1,16 @@
-"""Engines on CUDA: a kernel by the driver alone, memory without torch, torch's forms in graphs.
+"""Engines on CUDA without torch: a kernel by the driver alone, memory, frames by addresses.
 
     python benchmarks/gpu/engines.py --out FILE.json
 
-"cubin": the decode that was compiled ahead of time, launched by the driver, beside Triton's own
-launch of the same kernel, which it must equal bit for bit.
-"memory": a frame that goes up through the page-locked memory of pycuda or cuda-bindings, which
-torch must see at the same address, and the other way round.
-"direct": joints of a frame by addresses in that memory, each step enqueued anew, beside the same
-network in torch's CUDA graphs, whose joints it must find. Times are the host's clock, a call that
-waits.
-"engine": a network in torch's eager, ahead-of-time compiled and compiled form, in a graph for each
-batch size, held against the eager module in float32.
+"decode" that was compiled ahead of time, launched by the driver, beside Triton's own launch of the
+same kernel, which it must equal bit for bit.
+"upload" of a frame through the page-locked memory of pycuda or cuda-bindings, which torch must see
+at the same address, and the other way round.
+"frame": its joints by addresses in that memory, each step enqueued anew, beside the same network in
+torch's CUDA graphs, whose joints it must find. Times are the host's clock, a call that waits.
 
-In a dry run the device is the host's memory (tests/device_fakes.py), nothing is compiled but one
-decode, and torch's form is the eager one.
+In a dry run the device is the host's memory (tests/device_fakes.py), and nothing is compiled but
+one decode.
 """
 
 from __future__ import annotations
@@ -23,10 +20,8 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,18 +30,18 @@ from unittest import mock
 import numpy as np
 import torch
 from report import first_line
-from timing import Bench, Peer, Replay, Work, WrongResultError, agree, node_limits
+from timing import Bench, Found, Peer, Work, WrongResultError, agree, node_limits
 
 from fastpose import ops
 from fastpose.crop import person_affines
 from fastpose.direct import DirectFrames
-from fastpose.engines.engine import Job, Request
+from fastpose.engines.engine import Request
 from fastpose.engines.memory import DeviceArray, DeviceMemory, open_memory
-from fastpose.engines.options import Options
-from fastpose.engines.torch import TorchEngine, build
+from fastpose.engines.torch import TorchEngine
 from fastpose.errors import BackendError
 from fastpose.geometry import Doubles
-from fastpose.graph import FrameGraphs, capture, wait
+from fastpose.graph import FrameGraphs, wait
+from fastpose.measure import Times, take_turns
 from fastpose.models import model_spec
 from fastpose.models.joints import compile_peaks, locate_joints
 from fastpose.ops.cubin import pack
@@ -54,11 +49,8 @@ from fastpose.ops.cubin import pack
 MODEL = "cpn-light"
 FRAME, TALL = (1080, 1920), (200, 900)
 PEOPLE = 8
-BUCKETS = (1, 8, 32)
-FORMS = ("eager", "aot", "compile")  # the most wanted first: compiling takes long
 CALLS = 50
-IN_A_ROW = 10
-RELATIVE = {"float32": 1e-4, "float16": 1e-2}  # of the maps, by their largest
+GRAPHS = "torch's CUDA graphs"
 LIBRARIES = {"pycuda": "pycuda", "cuda": "cuda-bindings"}
 
 
@@ -71,14 +63,13 @@ def make_boxes(people: int, frame: tuple[int, int], tall: tuple[int, int]) -> Do
     return np.stack((x, y, x + width, y + height), axis=1)
 
 
-def clock(bench: Bench, call: Callable[[], object]) -> Replay:
-    """A call that waits for its result, timed by the host."""
-    replay = Replay(call, 1, "clock")
-    for _ in range(1 if bench.dry else CALLS):
-        begin = time.perf_counter()
+def clock(bench: Bench, calls: dict[str, Callable[[], object]]) -> dict[str, Times]:
+    """Times of calls that wait for their results, by the host's clock; none in a dry run."""
+    if not bench.dry:
+        return take_turns(calls, rounds=CALLS, repeats=1)
+    for call in calls.values():
         call()
-        replay.times.append(1e6 * (time.perf_counter() - begin))
-    return replay
+    return {}
 
 
 # A kernel by the driver
@@ -143,16 +134,14 @@ def measure_cubin(bench: Bench, dtype: str, people: int) -> None:
         return max(agree(here, there, absolute=0.0) for here, there in pairs)
 
     bench.measure(
-        "cubin",
-        f"decode dark {dtype} N={people}",
+        "decode",
+        {"people": people, "method": "dark", "dtype": dtype, "launch": "driver"},
         ours,
         sets=sets,
         work=Work(bytes=size + 12 * people * joints),
         check=check,
         peers=[Peer("Triton's launch", expected)],
         limits=node_limits(people),
-        people=people,
-        dtype=dtype,
     )
 
 
@@ -195,7 +184,7 @@ def as_tensor(bench: Bench, array: DeviceArray) -> torch.Tensor:
     return torch.from_numpy(fakes.at(array.address, array.shape, array.dtype))
 
 
-def share_memory(bench: Bench, kind: str) -> dict[str, Any]:
+def share_memory(bench: Bench, kind: str) -> Found:
     """One row: a frame up, seen by torch, changed by torch, and down again."""
     shape = (*((48, 64) if bench.dry else FRAME), 3)
     with memory_of(bench, kind) as memory:
@@ -218,15 +207,10 @@ def share_memory(bench: Bench, kind: str) -> dict[str, Any]:
         memory.download(array, back)
         memory.synchronize()
         agree(torch.from_numpy(back.copy()).float(), 255 - wanted.float())
-        time_up = clock(bench, upload)
+        times = clock(bench, {"ours": upload})
         name = "host" if bench.dry else memory.gpu
-    return {
-        "us": round(time_up.us, 2),
-        "spread": round(time_up.spread, 3),
-        "gb_s": round(wanted.numel() / time_up.us / 1e3, 1),
-        "difference": difference,
-        "gpu": name,
-    }
+    figures = {"gb_s": round(wanted.numel() / times["ours"].median / 1e9, 1)} if times else {}
+    return Found(f"{difference:.3g} from the frame, on {name}", times, figures, clock="wall")
 
 
 class OnMemory:
@@ -259,12 +243,12 @@ class OnMemory:
         self._kept = {}
 
 
-def frames_without_torch(bench: Bench, kind: str) -> dict[str, Any]:
+def frames_without_torch(bench: Bench, kind: str) -> Found:
     """One row: a frame's joints by addresses, and by graphs."""
     people, tall = (2, (20, 40)) if bench.dry else (PEOPLE, TALL)
     shape = (96, 128) if bench.dry else FRAME
     image = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
-    engine = open_form(bench, "eager", (people,))
+    engine = open_network(bench, people)
     graphs = FrameGraphs(engine)
     affines = person_affines(make_boxes(people, shape, tall), engine.manifest.spec.window)
     source = np.zeros(people, np.int64)
@@ -286,130 +270,28 @@ def frames_without_torch(bench: Bench, kind: str) -> dict[str, Any]:
                 agree(torch.from_numpy(here), torch.from_numpy(there), absolute=limit)
                 for here, there, limit in zip(found, wanted, (0.5, 5e-3), strict=True)
             )
-            mine, other = (clock(bench, lambda f=f: joints(f)) for f in (direct, graphs))
-            row = {
-                "us": round(mine.us, 1),
-                "spread": round(mine.spread, 3),
-                "difference": difference,
-                "bit_equal": all(
-                    np.array_equal(a, b, equal_nan=True) for a, b in zip(found, wanted, strict=True)
-                ),
-                "peers": {
-                    "graphs": {
-                        "us": round(other.us, 1),
-                        "ratio": round(other.us / mine.us, 2),
-                        "timed": "clock",
-                    }
-                },
-            }
+            times = clock(bench, {"ours": lambda: joints(direct), GRAPHS: lambda: joints(graphs)})
+            same = all(
+                np.array_equal(a, b, equal_nan=True) for a, b in zip(found, wanted, strict=True)
+            )
             direct.close()
     finally:
         graphs.close()
-    return row
+    bits = "bit for bit" if same else "not bit for bit"
+    return Found(f"joints {difference:.3g} px from those of graphs, {bits}", times, clock="wall")
 
 
-# torch's forms
-
-
-def open_form(bench: Bench, form: str, buckets: tuple[int, ...]) -> TorchEngine:
-    """A network with the trained weights, or else random ones, in one of torch's forms."""
-    precision = "f32" if bench.dry else "f16"
-    options = Options(compile=form)
-    request = Request(
-        spec=model_spec(MODEL),
-        file=None,
-        weights_hash="",
-        device=str(bench.device),
-        precision=precision,
-        passed=(),
-        buckets=buckets,
-        threads=None,
-        options=options,
-    )
-    if options.compile != "aot":
-        return TorchEngine(request)
-    with tempfile.TemporaryDirectory() as folder:
-        job = Job(
-            spec=request.spec,
-            weights=None,
-            precision=precision,
-            device=request.device,
-            buckets=buckets,
-            options=options,
-            threads=None,
-            calibration=None,
-            timing_cache=None,
-            tell=lambda stage: None,
-        )
-        (package,) = build(job, Path(folder, "network.pt2"))
-        return TorchEngine(replace(request, file=package))
-
-
-def measure_form(bench: Bench, form: str) -> None:
-    """A row for each batch size of a form, which is opened once for all."""
-    buckets = (1, 2) if bench.dry else BUCKETS
-
-    @functools.cache
-    def opened() -> tuple[TorchEngine, float]:
-        begin = time.perf_counter()
-        engine = open_form(bench, form, buckets)
-        wait(bench.device)
-        return engine, time.perf_counter() - begin
-
-    for size in buckets:
-        bench.record(
-            "engine",
-            f"{MODEL} {'f32' if bench.dry else 'f16'} {form} batch {size}",
-            lambda size=size: run_form(bench, *opened(), size),
-            limits={},
-            batch=size,
-            form=form,
-        )
-
-
-def run_form(bench: Bench, engine: TorchEngine, seconds: float, size: int) -> dict[str, Any]:
-    """Check and time one batch size in a graph."""
-    height, width = engine.manifest.spec.size
-    plain = bench.normal(size, 3, height, width)
-    given = plain.to(engine.type).contiguous(memory_format=torch.channels_last)
-    held: list[torch.Tensor] = []
-
-    def run() -> None:
-        held[:] = [engine.enqueue(given)]
-
-    replay = capture(run, bench.device)
-    replay()
-    wait(bench.device)
-    wanted = truth(bench).enqueue(plain).float()
-    difference = agree(held[0].float(), wanted, relative=RELATIVE[str(engine.type)[6:]])
-
-    def in_a_row() -> None:
-        for _ in range(IN_A_ROW):
-            replay()
-
-    timed = Replay(in_a_row, IN_A_ROW)
-    bench.take_turns([timed])
-    return {
-        "us": round(timed.us, 2),
-        "spread": round(timed.spread, 3),
-        "open_s": round(seconds, 2),
-        "difference": difference,
-        "layers": str(engine.manifest.layers),
-    }
-
-
-@functools.cache
-def truth(bench: Bench) -> TorchEngine:
-    """The eager module in float32, with the same random weights."""
+def open_network(bench: Bench, people: int) -> TorchEngine:
+    """A network with random weights, for one number of people."""
     return TorchEngine(
         Request(
             spec=model_spec(MODEL),
             file=None,
             weights_hash="",
             device=str(bench.device),
-            precision="f32",
+            precision="f32" if bench.dry else "f16",
             passed=(),
-            buckets=BUCKETS,
+            buckets=(people,),
             threads=None,
         )
     )
@@ -439,16 +321,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if not (bench.dry and dtype == "float32"):
                 measure_cubin(bench, dtype, people)
     for kind, name in libraries(bench).items():
-        bench.record("memory", name, functools.partial(share_memory, bench, kind), limits={})
         bench.record(
-            "direct",
-            f"{MODEL} {name} {PEOPLE} people",
-            functools.partial(frames_without_torch, bench, kind),
-            limits={},
-            people=PEOPLE,
+            "ops",
+            "upload",
+            {"memory": name, "frame": "1920x1080"},
+            functools.partial(share_memory, bench, kind),
         )
-    for form in FORMS[:1] if bench.dry else FORMS:
-        measure_form(bench, form)
+        bench.record(
+            "pipeline",
+            "frame",
+            {"people": PEOPLE, "model": MODEL, "engine": "torch", "memory": name},
+            functools.partial(frames_without_torch, bench, kind),
+        )
     bench.close()
 
 

@@ -158,18 +158,20 @@ def measure(bench: Bench, case: Case, weights: Weights, batch: int, grouped: boo
     flops = 2.0 * batch * case.cells**2 * case.side**2 * products * 2 * (nodes - 1)
     bench.measure(
         "propagate",
-        f"{case.name} {kind} batch {batch}{' beside groups' if grouped else ''}",
+        {
+            "batch": batch,
+            "network": case.name,
+            "dtype": kind,
+            "nodes": nodes,
+            "cells": case.cells,
+            "beside": "groups" if grouped else "edges",
+        },
         lambda i: call(i, "triton"),
         sets=sets,
         work=Work(flops=flops, dtype=dtype),
         check=check,
         peers=peers,
-        limits={"share_of_matmul": 0.5} if batch >= 4 else {},
-        batch=batch,
-        dtype=kind,
-        nodes=nodes,
-        widths=case.widths,
-        cells=case.cells,
+        limits={"matmul_share": 0.5} if batch >= 4 else {},
     )
 
 

@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from timing import Bench, Peer, Work, agree, node_limits
+from timing import Bench, Peer, Work, agree, node_limits, of_floor
 
 from fastpose.ops import render
 
 JOINTS, CELLS, SIGMA = 17, (64, 48), 2.0
-PEOPLE = (8, 32, 128, 512)
+PEOPLE = (1, 8, 32, 128)
 CASES = [("exact", False), ("exact", True), ("msra", False), ("msra", True)]
 
 
@@ -44,16 +44,13 @@ def measure(bench: Bench, style: str, background: bool, people: int) -> None:
 
     bench.measure(
         "render",
-        f"{style}{' +background' if background else ''} N={people}",
+        {"people": people, "style": style, "background": background},
         ours,
         sets=sets,
         work=Work(bytes=written + 12 * people * joints),
         check=check,
         peers=[Peer("torch separable", separable, at_least=2.0 if people >= 128 else None)],
-        limits=node_limits(people, **({"ratio_to_floor": 1.2} if people >= 128 else {})),
-        people=people,
-        style=style,
-        background=background,
+        limits=node_limits(people, **(of_floor(1.2) if people >= 128 else {})),
     )
 
 

@@ -1,34 +1,37 @@
 """The one JSON document of a run on a GPU, written anew after each result, and its table.
 
+    python benchmarks/gpu/report.py FILE begin COMMIT COMMAND
     python benchmarks/gpu/report.py FILE stage NAME STATUS SECONDS COMMAND
     python benchmarks/gpu/report.py FILE build LOG
     python benchmarks/gpu/report.py FILE tests XML
     python benchmarks/gpu/report.py FILE tune JSON
     python benchmarks/gpu/report.py FILE table
 
-It needs Python alone, so that what went wrong with anything else can be written down.
+It is one of `fastpose.bench.rows`, with stages, tests and more beside the rows. Neither torch nor
+a compiled kernel is imported, so that what went wrong with those can be written down.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-SCHEMA = 1
+from fastpose.bench.rows import Document, Row, new_document, read_document
+
+ROOT = Path(__file__).parents[2]
+COMMAND = "bash benchmarks/gpu.sh"
 STATUS = {"0": "passed", "3": "absent", "124": "timed out", "130": "timed out", "137": "timed out"}
 ABSENT = 3  # a program's exit status where what it needs is not installed
 WIDTH = 118
 LONGEST = 11_000  # characters of the table: whoever ran this elsewhere may see only its end
 MESSAGE = 400
-ORDER = (  # of the table, which may be cut
-    "step", "engine", "direct", "cubin", "memory", "propagate", "warp", "render", "decode",
-)  # fmt: skip
+ORDER = ("pipeline", "counts", "memory", "engines", "ops")  # of the table, which may be cut
 UNSTEADY = 0.05  # a spread from which on it is told
 
 
@@ -41,30 +44,53 @@ class Report:
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
-        self._memory: dict[str, Any] = {"schema": SCHEMA, "stages": [], "rows": []}
+        self._memory: Document | None = None
 
-    def read(self) -> dict[str, Any]:
+    def read(self) -> Document:
         """What is written so far."""
         if self.path is not None and self.path.exists():
-            self._memory = json.loads(self.path.read_text())
+            return read_document(self.path)
+        if self._memory is None:
+            self._memory = new_document((), COMMAND, ROOT)
         return self._memory
+
+    def begin(self, commit: str, command: str) -> None:
+        """A new document of this machine; `commit` is told where the sources are in no repository.
+
+        Raises:
+            ResultsError: the file cannot be written.
+        """
+        fresh = new_document((), command, ROOT)
+        self._write(replace(fresh, commit=commit or fresh.commit))
+
+    def describe(self, machine: Mapping[str, Any], versions: Mapping[str, str]) -> None:
+        """Put facts to those of the document."""
+        found = self.read()
+        self._write(
+            replace(
+                found,
+                machine={**found.machine, **machine},
+                versions={**found.versions, **versions},
+            )
+        )
 
     def set(self, **entries: Any) -> None:
         """Put entries at the top level."""
-        self._write(self.read() | entries)
+        found = self.read()
+        self._write(replace(found, extra={**found.extra, **entries}))
 
     def append(self, key: str, entry: Mapping[str, Any]) -> None:
         """Put an entry behind those of a list."""
-        document = self.read()
-        self._write(document | {key: [*document.get(key, []), dict(entry)]})
+        self.set(**{key: [*self.read().extra.get(key, []), dict(entry)]})
 
-    def _write(self, document: dict[str, Any]) -> None:
+    def add(self, *rows: Row) -> None:
+        """Put rows to the others; one of the same key takes the other's place."""
+        self._write(self.read().with_rows(rows))
+
+    def _write(self, document: Document) -> None:
         self._memory = document
         if self.path is not None:
-            # a stage may be killed at any moment, and must not take the others' results with it
-            whole = self.path.with_suffix(".part")
-            whole.write_text(json.dumps(document, indent=1) + "\n")
-            os.replace(whole, self.path)  # noqa: PTH105
+            document.write(self.path)
 
 
 def first_line(error: BaseException) -> str:
@@ -109,64 +135,73 @@ def count_tests(path: Path) -> dict[str, Any]:
     return counts
 
 
-def table(document: Mapping[str, Any]) -> str:
+def table(document: Document) -> str:
     """The run on one page: stages, ceilings, then what is wrong, then a line for each row."""
-    about = document.get("about", {})
-    lines = ["", " ".join(f"{key} {value}" for key, value in about.items() if value)[:WIDTH]]
+    gpus = [gpu.get("name", "") for gpu in document.machine.get("gpus", ())]
+    versions = [f"{name} {version}" for name, version in document.versions.items()]
+    lines = ["", ", ".join([*(gpus or ["no GPU"]), document.date, *versions])[:WIDTH]]
+    extra = document.extra
     lines += [
         f"  {stage['stage']:<12} {stage['status']:<10} {stage['seconds']:>4} s"
-        for stage in document.get("stages", [])
+        for stage in extra.get("stages", [])
     ]
-    tests = document.get("tests", {})
+    tests = extra.get("tests", {})
     if tests:
         counts = (f"{key} {value}" for key, value in tests.items() if isinstance(value, int))
         lines.append("tests: " + (tests.get("error") or ", ".join(counts)))
         lines += [f"  FAILED {line}"[:WIDTH] for line in tests.get("failed", [])[:8]]
-    for entry in document.get("sanitizer", []):
+    for entry in extra.get("sanitizer", []):
         lines.append(f"{entry['tool']} {entry['part']}: {entry['verdict']}"[:WIDTH])
-    ceilings = document.get("ceilings")
+    ceilings = extra.get("ceilings")
     if ceilings:
         lines.append("ceilings: " + ", ".join(f"{k} {v}" for k, v in ceilings.items()))
-    rows = sorted(document.get("rows", []), key=lambda row: ORDER.index(row["op"]))
-    wrong = [row for row in rows if row["status"] != "ok"]
-    lines += [f"  {row['status'].upper()} {describe(row)}"[:WIDTH] for row in wrong[:12]]
-    lines += [describe(row)[:WIDTH] for row in rows if row["status"] == "ok"]
+    rows = sorted(document.rows, key=lambda row: ORDER.index(row.group))
+    wrong = [row for row in rows if row.absent]
+    lines += [f"  ABSENT {describe(row)}"[:WIDTH] for row in wrong[:12]]
+    lines += [describe(row)[:WIDTH] for row in rows if not row.absent]
     text = "\n".join(lines)
     if len(text) > LONGEST:
         text = text[:LONGEST] + "\n... the rest is in the JSON file"
-    met = [ok for row in rows for ok in row.get("met", {}).values() if ok is not None]
-    return f"{text}\n{len(rows)} rows, {len(wrong)} not ok; targets met: {sum(met)} of {len(met)}"
+    met = [ok for row in rows for ok in limits_met(row).values() if ok is not None]
+    refused = sum(bool(row.refused) for row in rows)
+    return (
+        f"{text}\n{len(rows)} rows, {len(wrong)} absent, {refused} refused; "
+        f"limits met: {sum(met)} of {len(met)}"
+    )
 
 
-def describe(row: Mapping[str, Any]) -> str:
-    """A row in one line: what, how long, against the floor, the matmul rate and the peers."""
-    words = [row["op"], row["case"]]
-    if row["status"] != "ok":
-        return " ".join([*words, row.get("error") or ""])
-    if row["us"] is None:
-        return " ".join([*words, "checked; not timed in a dry run"])
-    met = row.get("met", {})
+def limits_met(row: Row) -> dict[str, bool | None]:
+    """Whether each limit of a row is met; None where nothing can be said."""
+
+    def found(key: str) -> float | None:
+        return row.peers[key].ratio if key in row.peers else row.figures.get(key)
+
+    values = {key: found(key) for key in row.limits}
+    return {key: None if v is None else v >= row.limits[key] for key, v in values.items()}
+
+
+def describe(row: Row) -> str:
+    """A row in one line: what, how long, and its figures and ratios against their limits."""
+    case = " ".join(f"{key}={value}" for key, value in row.case.items())
+    words = [row.name, case]
+    if row.absent or row.refused:
+        return " ".join([*words, row.absent or f"refused: {row.refused}"])
+    met = limits_met(row)
 
     def against(key: str, text: str) -> str:
         sign = {True: " ok", False: " MISSED", None: ""}[met.get(key)]
-        limit = row["limits"].get(key)
+        limit = row.limits.get(key)
         return text + (f" ({limit:g}{sign})" if limit is not None else "")
 
-    words.append(against("us", f"{row['us']:.2f} us"))
-    if row["spread"] >= UNSTEADY:
-        words.append(f"+-{100 * row['spread']:.0f}%")
-    if row.get("ratio_to_floor") is not None:
-        words.append(against("ratio_to_floor", f"{row['ratio_to_floor']:.2f}x floor"))
-    if row.get("share_of_matmul") is not None:
-        words.append(against("share_of_matmul", f"{row['share_of_matmul']:.2f} of matmul"))
-    if row.get("overhead") is not None:
-        words.append(against("overhead", f"overhead {100 * row['overhead']:.1f} %"))
-        words.append(f"network {row['network_us']:.0f} eager {row['eager_us']:.0f}")
-        words.append(f"host +{row['host_us']:.0f} us, opened in {row['open_s']:.1f} s")
-    for name, peer in row.get("peers", {}).items():
-        ratio = peer.get("ratio")
-        how = " eager" if peer.get("timed") == "eager" else ""
-        words.append(against(name, f"{name} {ratio:.1f}x{how}" if ratio else f"{name} failed"))
+    if row.time is None and not row.figures:
+        return " ".join([*words, "checked; not timed"])
+    if row.time is not None:
+        words.append(f"{1e3 * row.time['median_ms']:.2f} us")
+        if row.time["spread"] >= UNSTEADY:
+            words.append(f"+-{100 * row.time['spread']:.0f}%")
+    words += [against(key, f"{key} {value:g}") for key, value in row.figures.items()]
+    for name, peer in row.peers.items():
+        words.append(against(name, f"{name} {peer.ratio:.1f}x" if peer.ratio else f"{name} absent"))
     return " ".join(words)
 
 
@@ -175,6 +210,8 @@ def main(arguments: Sequence[str]) -> None:
     path, verb, *rest = arguments
     report = Report(Path(path))
     match verb, rest:
+        case "begin", [commit, command]:
+            report.begin(commit, command)
         case "stage", [name, status, seconds, command]:
             report.append(
                 "stages",

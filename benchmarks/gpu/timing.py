@@ -6,41 +6,37 @@
 A figure is the median time of one call in a CUDA graph of many, over inputs and results that
 together pass the L2 cache, while the graphs of ours and of its peers are replayed by turns. It is
 held against the time in which the device copies the bytes that must move, or multiplies as many
-numbers, both measured on the same device. A dry run goes the same way on the CPU, kernels in
-Triton's interpreter, with one call in place of the replays; its figures are dropped.
+numbers, both measured on the same device. The technique is that of `fastpose.bench.cuda`. A dry run
+goes the same way on the CPU, kernels in Triton's interpreter, each called once and never timed.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import gc
-import math
 import os
-import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from report import MESSAGE, Report, describe, first_line
 
-ROTATED = 100_000_000  # bytes, or twice the L2 cache if that is more
-MOST_SETS = 1024
-LONG_ENOUGH = 20_000.0  # microseconds of launches to put into one graph, going by eager calls
-LAUNCHES = (50, 500)  # that many at least, if calls are short; that many at most
-SHORT = 400.0  # microseconds of an eager call, which is mostly the host's
-ROUNDS = (5, 25)
-PATIENCE = 0.3e6  # microseconds to replay for
-NODE_US = 5.0  # at most, for one launch in a graph, where the bytes count for nothing
+from fastpose.bench import cuda
+from fastpose.bench.cuda import Replay, SetCall
+from fastpose.bench.rows import Peer as PeerRow
+from fastpose.bench.rows import Row, load
+from fastpose.bench.rows import timed as figures_of
+from fastpose.machine import gpus
+from fastpose.measure import Times, steady
+
+NODE_S = 5e-6  # seconds at most, for one launch in a graph, where the bytes count for nothing
 FEW = 8  # people, up to where that is so
 
-Call = Callable[[int], object]
-"""Enqueues the work on one of several sets of inputs, and returns the result."""
+Case = Mapping[str, str | int | float | bool]
 
 
 class WrongResultError(Exception):
@@ -60,7 +56,7 @@ class Peer:
     """
 
     name: str
-    call: Call
+    call: SetCall
     check: Callable[[], object] | None = None
     at_least: float | None = None
     on_host: bool = False
@@ -80,26 +76,25 @@ class Work:
     dtype: torch.dtype = torch.float16
 
 
-@dataclass
-class Replay:
-    """Work that is ready to be repeated, and its times so far, in microseconds of one call."""
+@dataclass(frozen=True)
+class Found:
+    """What is found out for a row.
 
-    run: Callable[[], object]
-    launches: int
-    how: str = "graph"
-    error: str = ""
-    times: list[float] = field(default_factory=list)
+    Attributes:
+        check: how far the answer was from the truth.
+        times: ours first, then those of the peers; {} where nothing is timed.
+        figures: what else.
+        absent: peers that have no times, and why.
+        notes: peers whose times decide nothing, and why.
+        clock: of the times.
+    """
 
-    @property
-    def us(self) -> float:
-        return statistics.median(self.times)
-
-    @property
-    def spread(self) -> float:
-        """From the tenth to the ninetieth percentile, relative to the median."""
-        ordered = sorted(self.times)
-        tenth = len(ordered) // 10
-        return (ordered[-1 - tenth] - ordered[tenth]) / self.us
+    check: str
+    times: Mapping[str, Times] = field(default_factory=dict)
+    figures: Mapping[str, float] = field(default_factory=dict)
+    absent: Mapping[str, str] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
+    clock: str = "cuda"
 
 
 class Bench:
@@ -121,6 +116,9 @@ class Bench:
         parser.add_argument("--out", type=Path, help="the JSON document to write into")
         parser.add_argument("--dry-run", action="store_true", help="check small cases on the CPU")
         parser.add_argument("--resume", action="store_true", help="leave out what is written there")
+        parser.add_argument(
+            "--seed", type=int, help="of all random numbers; else another each time"
+        )
         args = parser.parse_args(arguments)
         self.dry: bool = args.dry_run
         if self.dry:
@@ -130,22 +128,20 @@ class Bench:
             raise SystemExit(f"{parser.prog}: there is no CUDA device; --dry-run needs none")
         self.device = torch.device("cpu" if self.dry else "cuda")
         self.report = Report(args.out)
-        self._about = describe_machine(f"python benchmarks/gpu/{Path(file).name}", self.dry)
-        seed = 0 if self.dry else time.time_ns() % 2**31
-        self._about["seed"] = seed
+        seed = args.seed if args.seed is not None else 0 if self.dry else time.time_ns() % 2**31
         self.generator = torch.Generator(self.device).manual_seed(seed)
+        self._program = f"python benchmarks/gpu/{Path(file).name}"
+        how = " --dry-run" if self.dry else f" --seed {seed}"
+        self.command = f"{self._program}{how}"
         self._restart = [sys.executable, file, "--out", str(args.out), "--resume"]
-        self._known: set[tuple[str, str]] = set()
-        self.failed = False
-        if args.resume:
-            rows = self.report.read()["rows"]
-            self._known = {(row["op"], row["case"]) for row in rows}
-            mine = (row for row in rows if row["command"] == self._about["command"])
-            self.failed = any(row["status"] != "ok" for row in mine)
-        self.report.set(about={k: v for k, v in self._about.items() if k != "command"})
+        known = self.report.read().rows if args.resume else ()
+        self._known = {row.key for row in known}
+        mine = (row for row in known if row.command.startswith(self._program))
+        self.failed = any(row.absent for row in mine)
+        self.report.describe(*describe_machine())
         if not self.dry:
             gc.freeze()  # what is imported stays: no search through it after every row
-            warm_up_clocks()
+            cuda.warm_up_clocks()
 
     def kernel(self, name: str) -> str:
         """The backend to ask for: in a dry run that which stands for CUDA's on the CPU."""
@@ -153,10 +149,7 @@ class Bench:
 
     def sets(self, size: float) -> int:
         """How many sets of inputs and results of `size` bytes pass the L2 cache."""
-        if self.dry:
-            return 2
-        cache = torch.cuda.get_device_properties(self.device).L2_cache_size
-        return max(2, min(MOST_SETS, math.ceil(max(ROTATED, 2 * cache) / size)))
+        return 2 if self.dry else cuda.sets_past_cache(size)
 
     def random(self, *shape: int, low: float = 0.0, high: float = 1.0) -> torch.Tensor:
         """Fresh uniform float32 numbers, other ones in each run; rows carry the seed."""
@@ -170,195 +163,152 @@ class Bench:
 
     def measure(
         self,
-        op: str,
-        case: str,
-        ours: Call,
+        name: str,
+        case: Case,
+        ours: SetCall,
         *,
         sets: int,
         work: Work,
         check: Callable[[], float],
         peers: Sequence[Peer] = (),
         limits: Mapping[str, float] | None = None,
-        **details: Any,
     ) -> None:
-        """Check, time and write one row. What fails is written, too, and ends nothing.
+        """Check, time and write a row of the group "ops". What fails is written and ends nothing.
 
         Args:
-            op: what is timed.
-            case: on what: with `op` the name of the row.
+            name: of the op.
+            case: on what.
             ours: takes the number of a set, 0 to `sets` - 1.
             sets: of inputs and results.
             work: of one call.
             check: returns how far the result of set 0 is from the reference, and raises
                 `WrongResultError` if that is too far.
             peers: what else gives the same result.
-            limits: targets: "us", "ratio_to_floor" (at most), "share_of_matmul" (at least).
-            details: what else belongs into the row.
+            limits: figures, at least: "floor_share", "matmul_share", "calls_per_s".
         """
 
-        def compute() -> dict[str, Any]:
-            difference = check()
-            return {"difference": difference} | self._time(ours, sets, work, peers)
+        def compute() -> Found:
+            words = f"{check():.3g} from the reference"
+            return self._time(words, ours, sets, work, peers)
 
         wanted = {peer.name: peer.at_least for peer in peers if peer.at_least}
-        self.record(op, case, compute, limits={**(limits or {}), **wanted}, **details)
+        self.record("ops", name, case, compute, limits={**(limits or {}), **wanted})
 
     def record(
         self,
-        op: str,
-        case: str,
-        compute: Callable[[], Mapping[str, Any]],
+        group: str,
+        name: str,
+        case: Case,
+        compute: Callable[[], Found],
         *,
-        limits: Mapping[str, float],
-        **details: Any,
+        limits: Mapping[str, float] | None = None,
     ) -> None:
-        """Write one row, of what `compute` finds or of why it failed.
+        """Write one row, of what `compute` finds or of why it failed; the rest is as in `measure`.
 
-        `compute` returns "us" and what else belongs into the row; the rest is as in `measure`.
+        A limit for the time is that of the figure "calls_per_s".
         """
-        if (op, case) in self._known:
+        row = Row(group, name, case, device=self.device.type)
+        if row.key in self._known:
             return
-        row: dict[str, Any] = {"op": op, "case": case, "status": "ok", **details, "limits": limits}
         try:
-            row |= compute()
-            row["met"] = {key: meets(key, row, limit) for key, limit in limits.items()}
+            row = _filled(row, compute(), limits or {})
         except WrongResultError as error:
-            row |= {"status": "wrong", "error": str(error)[:MESSAGE], "us": None}
+            row = replace(row, absent=f"wrong: {error}"[:MESSAGE])
         except Exception as error:
-            row |= {"status": "failed", "error": first_line(error), "us": None}
-        if self.dry:
-            row = _without_figures(row)
-        self.failed |= row["status"] != "ok"
-        self.report.append("rows", row | self._about)
-        print(describe(row), flush=True)
+            row = replace(row, absent=first_line(error))
+        self.failed |= bool(row.absent)
+        self.add(row)
+
+    def collect(
+        self, group: str, name: str, case: Case, compute: Callable[[], Sequence[Row]]
+    ) -> None:
+        """Write the rows of `compute`, or the one that is named here with why there are none.
+
+        Of a run that is taken up again, rows are left out whose first one is written.
+        """
+        row = Row(group, name, case, device=self.device.type)
+        if any(key.startswith(row.key) for key in self._known):
+            return
+        try:
+            rows = compute()
+        except Exception as error:
+            rows = [replace(row, absent=first_line(error))]
+        self.failed |= any(row.absent for row in rows)
+        self.add(*rows)
+
+    def add(self, *rows: Row) -> None:
+        """Write rows that are complete; those of a dry run lose what must not be told of it."""
+        for row in rows:
+            self.report.add(self._told(row))
+            print(describe(self._told(row)), flush=True)
         gc.collect()  # graphs and their results go before the next ones come
         if not self.dry:
             self._start_again_if_broken()
+
+    def _told(self, row: Row) -> Row:
+        """With the command that makes it again; of a dry run without any figure."""
+        row = replace(row, command=self.command)
+        if not self.dry:
+            return row
+        peers = {name: PeerRow(absent="not timed in a dry run") for name in row.peers}
+        return replace(
+            row, clock="", time=None, figures={}, peers=peers, limits={}, refused="", load=None
+        )
 
     def close(self) -> None:
         """End the process: with status 1 if anything failed."""
         if self.failed:
             raise SystemExit(1)
 
-    def _time(self, ours: Call, sets: int, work: Work, peers: Sequence[Peer]) -> dict[str, Any]:
-        mine = self.replay(ours, sets)
-        others = {peer.name: self._prepare(peer, sets) for peer in peers}
-        self.take_turns([mine, *(other for other in others.values() if isinstance(other, Replay))])
-        row = {
-            "us": round(mine.us, 3),
-            "spread": round(mine.spread, 3),
-            "launches": mine.launches,
-            "sets": sets,
-            "timed": mine.how,
-        }
+    def _time(
+        self, check: str, ours: SetCall, sets: int, work: Work, peers: Sequence[Peer]
+    ) -> Found:
+        if self.dry:
+            for call in (ours, *(peer.call for peer in peers)):
+                call(0)
+            for peer in peers:
+                if peer.check is not None:
+                    peer.check()
+            return Found(check, absent={peer.name: "not timed in a dry run" for peer in peers})
+        mine = cuda.in_graph(ours, sets)
         if mine.error:  # a launcher that cannot be captured is of no use to a graph
-            row |= {"status": "failed", "error": f"not captured: {mine.error}"}
-        row |= self._against_ceilings(work, mine.us)
-        row["peers"] = {name: describe_peer(other, mine.us) for name, other in others.items()}
-        return row
+            raise WrongResultError(f"it cannot be captured: {mine.error}")
+        prepared = {peer.name: _prepare(peer, sets) for peer in peers}
+        replays = {name: peer for name, peer in prepared.items() if isinstance(peer, Replay)}
+        times = self.take_turns({"ours": mine, **replays})
+        return Found(
+            check,
+            times,
+            self._against_ceilings(work, times["ours"].median),
+            absent={name: peer for name, peer in prepared.items() if isinstance(peer, str)},
+            notes={
+                name: f"launched one by one: {peer.error}"
+                for name, peer in replays.items()
+                if peer.error
+            },
+        )
 
-    def _against_ceilings(self, work: Work, us: float) -> dict[str, float | None]:
-        ceilings = self.report.read().get("ceilings") or {}
-        if self.dry:  # any number does: what comes of it is dropped
-            ceilings = {"copy_gb_s": 1.0, "matmul_tflop_s_float16": 1.0}
-        found: dict[str, float | None] = {}
+    def take_turns(self, replays: Mapping[str, Replay]) -> dict[str, Times]:
+        """As `cuda.take_turns`, again where they are unsteady; in a dry run each once, untimed."""
+        if self.dry:
+            for replay in replays.values():
+                replay.run()
+            return {}
+        return steady(lambda: cuda.take_turns(replays))
+
+    def _against_ceilings(self, work: Work, seconds: float) -> dict[str, float]:
+        ceilings = self.report.read().extra.get("ceilings") or {}
+        found: dict[str, float] = {}
         if work.bytes:
-            rate = ceilings.get("copy_gb_s")
-            floor = work.bytes / rate / 1e3 if rate else None
-            found |= {
-                "bytes": round(work.bytes),
-                "gb_s": round(work.bytes / us / 1e3, 1),
-                "floor_us": floor and round(floor, 3),
-                "ratio_to_floor": floor and round(us / floor, 3),
-            }
+            found["gb_s"] = work.bytes / seconds / 1e9
+            if "copy_gb_s" in ceilings:
+                found["floor_share"] = found["gb_s"] / ceilings["copy_gb_s"]
         if work.flops:
-            kind = str(work.dtype).removeprefix("torch.")
-            rate = ceilings.get(f"matmul_tflop_s_{kind}")
-            reached = work.flops / us / 1e6
-            found |= {
-                "flops": work.flops,
-                "tflop_s": round(reached, 2),
-                "share_of_matmul": rate and round(reached / rate, 4),
-            }
-        return found
-
-    def _prepare(self, peer: Peer, sets: int) -> Replay | str:
-        """A peer that fails costs the row nothing else: its error stands in its place."""
-        try:
-            if peer.check is not None:
-                peer.check()
-            if peer.on_host:
-                return Replay(lambda: peer.call(0), 1, "clock")
-            return self.replay(peer.call, sets)
-        except Exception as error:
-            if self.dry:  # a slip of this program, then
-                raise
-            return first_line(error)
-
-    def replay(self, call: Call, sets: int) -> Replay:
-        """Launches over all sets in one graph, as many as make its own start count for little."""
-        if self.dry:
-            return Replay(lambda: call(0), 1)
-        for i in range(sets):  # compiles, fills caches: nothing of that may come in a capture
-            call(i)
-        begin, end = events()
-        begin.record()
-        for i in range(min(sets, 20)):
-            call(i)
-        end.record()
-        end.synchronize()
-        once = max(1.0, 1e3 * begin.elapsed_time(end) / min(sets, 20))
-        launches = max(sets, min(LAUNCHES[1], math.ceil(LONG_ENOUGH / once)))
-        if once < SHORT:
-            launches = max(launches, LAUNCHES[0])
-        launches = math.ceil(launches / sets) * sets
-        kept: list[object] = [None] * sets  # as long as a graph lives, so do its results
-
-        def run() -> None:
-            for i in range(launches):
-                kept[i % sets] = call(i % sets)
-
-        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-        try:
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                run()
-        except RuntimeError as error:
-            torch.cuda.set_stream(stream)  # a capture that fails leaves its own behind
-            torch.cuda.synchronize()  # raises if the device is lost, too
-            run()
-            return Replay(run, launches, "eager", first_line(error))
-
-        def again() -> list[object]:
-            graph.replay()
-            return kept
-
-        return Replay(again, launches)
-
-    def take_turns(self, replays: Sequence[Replay]) -> None:
-        """Repeat all by turns, so that a change of clocks meets all, and note their times."""
-        if self.dry:
-            for replay in replays:
-                begin = time.perf_counter()
-                replay.run()
-                replay.times.append(1e6 * (time.perf_counter() - begin))
-            return
-        queued = [replay for replay in replays if replay.how != "clock"]
-        for replay in replays:
-            if replay.how == "clock":
-                _time_on_host(replay)
-        once = sum(_elapsed_us(replay) for replay in queued for _ in range(2)) / 2
-        rounds = max(ROUNDS[0], min(ROUNDS[1], int(PATIENCE / max(1.0, once))))
-        marks = []
-        for _ in range(rounds):
-            for replay in queued:
-                begin, end = events()
-                begin.record()
-                replay.run()
-                end.record()
-                marks.append((replay, begin, end))
-        torch.cuda.synchronize()
-        for replay, begin, end in marks:
-            replay.times.append(1e3 * begin.elapsed_time(end) / replay.launches)
+            found["tflop_s"] = work.flops / seconds / 1e12
+            kind = f"matmul_tflop_s_{str(work.dtype).removeprefix('torch.')}"
+            if kind in ceilings:
+                found["matmul_share"] = found["tflop_s"] / ceilings[kind]
+        return {name: float(f"{value:.4g}") for name, value in found.items()}
 
     def _start_again_if_broken(self) -> None:
         """An illegal access ends all work of a process, so the rest is left to a new one."""
@@ -372,17 +322,15 @@ class Bench:
             os.execv(self._restart[0], self._restart)
 
 
-def describe_machine(command: str, dry: bool) -> dict[str, Any]:
-    """What every row says of where, when and how it was made."""
-    return {
-        "device": "none: dry run" if dry else torch.cuda.get_device_name(),
-        "torch": torch.__version__,
-        "triton": _version("triton"),
-        "cuda": torch.version.cuda,
-        "driver": None if dry else _driver(),
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "command": command + (" --dry-run" if dry else ""),
-    }
+def describe_machine() -> tuple[dict[str, Any], dict[str, str]]:
+    """What torch knows of this machine and of its own parts, beside what every document says."""
+    machine: dict[str, Any] = {}
+    if torch.cuda.is_available() and not gpus():  # a driver without its program
+        machine["gpus"] = [{"name": torch.cuda.get_device_name()}]
+    versions = {"torch": str(torch.__version__)}
+    if torch.version.cuda:
+        versions["cuda"] = torch.version.cuda
+    return machine, versions
 
 
 def agree(
@@ -417,97 +365,52 @@ def agree(
 
 def node_limits(people: int, **limits: float) -> dict[str, float]:
     """Targets by the number of people: a launch in a graph for a few, else `limits`."""
-    return {"us": NODE_US} if people <= FEW else limits
+    return {"calls_per_s": 1 / NODE_S} if people <= FEW else limits
 
 
-def describe_peer(peer: Replay | str, us: float) -> dict[str, Any]:
-    """Its time, held against ours, and how that was taken; only "error" if there is none.
-
-    "graph" is as ours; "clock" is the host's, copies included; "eager" is one launch after another,
-    with "error" that tells why no graph could be captured.
-    """
-    if isinstance(peer, str):
-        return {"error": peer}
-    found = {"us": round(peer.us, 2), "ratio": round(peer.us / us, 2), "timed": peer.how}
-    return found | ({"error": peer.error} if peer.error else {})
+def of_floor(most: float) -> dict[str, float]:
+    """The limit of the floor's share for a time that is at most so many times the floor."""
+    return {"floor_share": round(1 / most, 3)}
 
 
-def meets(key: str, row: Mapping[str, Any], limit: float) -> bool | None:
-    """Whether a row meets a target; None where nothing can be said.
-
-    So it is of a peer in eager mode, most of whose time may be the host's.
-    """
-    if key in row.get("peers", ()):
-        peer = row["peers"][key]
-        return peer["ratio"] >= limit if peer.get("timed") in ("graph", "clock") else None
-    value = row.get(key)
-    if value is None:
-        return None
-    return value >= limit if key == "share_of_matmul" else value <= limit
-
-
-def events() -> tuple[torch.cuda.Event, torch.cuda.Event]:
-    """Two marks of the device's clock."""
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    return begin, end
-
-
-def warm_up_clocks(seconds: float = 0.3) -> None:
-    """Work until the clocks have risen from their idle state."""
-    square = torch.randn(4096, 4096, device="cuda", dtype=torch.float16)
-    begin = time.monotonic()
-    while time.monotonic() - begin < seconds:
-        for _ in range(10):
-            square @ square
-        torch.cuda.synchronize()
-
-
-def _elapsed_us(replay: Replay) -> float:
-    begin, end = events()
-    begin.record()
-    replay.run()
-    end.record()
-    end.synchronize()
-    return 1e3 * begin.elapsed_time(end)
+def _filled(row: Row, found: Found, limits: Mapping[str, float]) -> Row:
+    """The row with what was found; nothing is held against a peer that decides nothing."""
+    time_, ratios, refused = figures_of(found.times) if found.times else (None, {}, "")
+    names = [*list(found.times)[1:], *found.absent]
+    peers = {
+        name: replace(
+            ratios.get(name) or PeerRow(absent=found.absent.get(name) or refused),
+            difference=found.notes.get(name, ""),
+        )
+        for name in names
+    }
+    figures = dict(found.figures) if time_ or not found.times else {}
+    if time_ and "calls_per_s" in limits:
+        figures["calls_per_s"] = float(f"{1e3 / time_['median_ms']:.4g}")
+    return replace(
+        row,
+        check=found.check,
+        clock=found.clock if found.times else "",
+        time=time_,
+        figures=figures,
+        peers=peers,
+        limits={
+            name: limit
+            for name, limit in limits.items()
+            if name not in found.notes and name not in found.absent
+        },
+        refused=refused,
+        load=load(),
+    )
 
 
-def _time_on_host(replay: Replay) -> None:
-    for _ in range(ROUNDS[0]):
-        torch.cuda.synchronize()
-        begin = time.perf_counter()
-        replay.run()
-        torch.cuda.synchronize()
-        replay.times.append(1e6 * (time.perf_counter() - begin))
-
-
-def _without_figures(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What a dry run may say: that everything was computed, and how far off it was."""
-    measured = (
-        "us", "spread", "gb_s", "floor_us", "ratio_to_floor", "tflop_s", "share_of_matmul",
-        "overhead", "network_us", "host_us", "eager_us", "from_host_us", "open_s",
-    )  # fmt: skip
-    kept = {key: None if key in measured else value for key, value in row.items()}
-    kept["us"] = None
-    if "peers" in row:
-        kept["peers"] = {name: {"us": None, "ratio": None, "timed": None} for name in row["peers"]}
-    if "met" in row:
-        kept["met"] = dict.fromkeys(row["met"])
-    return kept
-
-
-def _version(module: str) -> str | None:
+def _prepare(peer: Peer, sets: int) -> Replay | str:
+    """A peer that fails costs the row nothing else: its error stands in its place."""
     try:
-        import importlib.metadata
-
-        return importlib.metadata.version(module)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _driver() -> str | None:
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip().partition("\n")[0] or None
+        if peer.check is not None:
+            peer.check()
+        if peer.on_host:
+            return Replay(lambda: peer.call(0), how="clock")
+        return cuda.in_graph(peer.call, sets)
+    except Exception as error:
+        return first_line(error)

@@ -25,8 +25,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from timing import WrongResultError, agree, describe_machine, events, warm_up_clocks
+from timing import WrongResultError, agree, describe_machine
 
+from fastpose.bench.cuda import events, warm_up_clocks
+from fastpose.machine import machine, versions
 from fastpose.models.parts import part_tree
 
 if TYPE_CHECKING:
@@ -253,8 +255,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for case, found in times.items()
             for tile, us in found.items()
         ]
-        about = describe_machine(f"python benchmarks/gpu/{parser.prog}", args.dry_run)
-        args.out.write_text(json.dumps({"about": about, "rows": rows}, indent=1))
+        here, packages = describe_machine()
+        about = {"machine": machine() | here, "versions": versions() | packages}
+        args.out.write_text(json.dumps(about | {"tiles": rows}, indent=1))
     if times:
         conclude(times, processors)
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from timing import Bench, Peer, Work, agree, node_limits
+from timing import Bench, Case, Peer, Work, agree, node_limits, of_floor
 
 from fastpose.crop import sample_counts
 from fastpose.geometry import boxes_to_affines
@@ -35,7 +35,7 @@ LEVEL, CHANNELS, POOL = (200, 304), 256, 7  # the finest level of a pyramid, of 
 
 
 @dataclass(frozen=True)
-class Case:
+class Form:
     """Windows of what, as what."""
 
     layout: str
@@ -44,20 +44,25 @@ class Case:
     table: bool = False
     out_layout: str = "nchw"
 
-    @property
-    def name(self) -> str:
-        area = "area 1-4" if self.mixed else "area 1"
-        form = " nhwc" if self.out_layout == "nhwc" else ""
-        return f"{self.layout} {self.dtype}{form} {area}{' table' if self.table else ''}"
+    def case(self, people: int) -> Case:
+        """Of a row."""
+        return {
+            "people": people,
+            "layout": self.layout,
+            "dtype": self.dtype,
+            "out_layout": self.out_layout,
+            "area": "1-4" if self.mixed else "1",
+            "table": self.table,
+        }
 
 
-CASES = [
-    Case("hwc", "float16"),
-    Case("hwc", "float32"),
-    Case("hwc", "float16", out_layout="nhwc"),
-    Case("hwc", "float16", mixed=True),
-    Case("hwc", "float16", True, True, "nhwc"),  # as the graph of a frame's step calls it
-    Case("nv12", "float16"),
+FORMS = [
+    Form("hwc", "float16"),
+    Form("hwc", "float32"),
+    Form("hwc", "float16", out_layout="nhwc"),
+    Form("hwc", "float16", mixed=True),
+    Form("hwc", "float16", True, True, "nhwc"),  # as the graph of a frame's step calls it
+    Form("nv12", "float16"),
 ]
 
 
@@ -116,14 +121,14 @@ def grid_sampled(
     return (windows - mean) / std
 
 
-def measure_frames(bench: Bench, case: Case, people: int, frames: torch.Tensor) -> None:
+def measure_frames(bench: Bench, form: Form, people: int, frames: torch.Tensor) -> None:
     """One row: people cut out of one frame at a time."""
     size, tall = ((16, 12), (20, 36)) if bench.dry else (SIZE, TALL)
-    nv12 = case.layout == "nv12"
+    nv12 = form.layout == "nv12"
     frame = (frames.shape[1] * 2 // 3 if nv12 else frames.shape[1], frames.shape[2])
     exact = boxes_to_affines(make_boxes(people, frame, tall), size)
-    areas = sample_counts(exact) if case.mixed else np.ones(people, np.int64)
-    dtype = getattr(torch, case.dtype)
+    areas = sample_counts(exact) if form.mixed else np.ones(people, np.int64)
+    dtype = getattr(torch, form.dtype)
     written = people * 3 * size[0] * size[1] * dtype.itemsize
     if nv12:
         read = touched_bytes(exact, areas, size, frame, 1)
@@ -132,19 +137,19 @@ def measure_frames(bench: Bench, case: Case, people: int, frames: torch.Tensor) 
         read = touched_bytes(exact, areas, size, frame, 3)
     sets = min(len(frames), bench.sets(read + written))
     affines = torch.from_numpy(exact).float().to(bench.device)
-    shape = (*size, 3) if case.out_layout == "nhwc" else (3, *size)
+    shape = (*size, 3) if form.out_layout == "nhwc" else (3, *size)
     out = torch.empty(sets, people, *shape, dtype=dtype, device=bench.device)
-    options = {"mean": MEAN, "std": STD, "layout": case.layout, "out_layout": case.out_layout}
-    if case.mixed:
+    options = {"mean": MEAN, "std": STD, "layout": form.layout, "out_layout": form.out_layout}
+    if form.mixed:
         options["area"] = torch.from_numpy(areas).int().to(bench.device)
 
-    tables = torch.from_numpy(frame_rows(list(frames[:sets]), case.layout)).to(bench.device)
+    tables = torch.from_numpy(frame_rows(list(frames[:sets]), form.layout)).to(bench.device)
     source = torch.zeros(people, dtype=torch.int32, device=bench.device)
 
     def ours(i: int) -> torch.Tensor:
         if nv12 and bench.dry:  # which has no kernel on the CPU
             return out[i].copy_(reference(i))
-        one = FrameTable(tables[i : i + 1]) if case.table else frames[i : i + 1]
+        one = FrameTable(tables[i : i + 1]) if form.table else frames[i : i + 1]
         where = {"source": source, "out": out[i], "backend": bench.kernel("cuda")}
         return warp(one, affines, size, **where, **options)
 
@@ -157,29 +162,24 @@ def measure_frames(bench: Bench, case: Case, people: int, frames: torch.Tensor) 
 
     def check() -> float:
         out[0].fill_(torch.nan)
-        return agree(ours(0), reference(0), absolute=TOLERANCE[case.dtype])
+        return agree(ours(0), reference(0), absolute=TOLERANCE[form.dtype])
 
     bench.measure(
         "warp",
-        f"{case.name} N={people}",
+        form.case(people),
         ours,
         sets=sets,
         work=Work(bytes=written + read + 24 * people),
         check=check,
-        peers=[] if case.mixed else [frame_peer(case, frames, affines, size, frame, out, people)],
+        peers=[] if form.mixed else [frame_peer(form, frames, affines, size, frame, out, people)],
         limits=node_limits(
-            people, **({"ratio_to_floor": 1.8 if people >= 128 else 2.5} if people >= 32 else {})
+            people, **(of_floor(1.8 if people >= 128 else 2.5) if people >= 32 else {})
         ),
-        people=people,
-        layout=case.layout,
-        out_layout=case.out_layout,
-        dtype=case.dtype,
-        areas=sorted(set(areas.tolist())),
     )
 
 
 def frame_peer(
-    case: Case,
+    form: Form,
     frames: torch.Tensor,
     affines: torch.Tensor,
     size: tuple[int, int],
@@ -194,13 +194,13 @@ def frame_peer(
 
     def planes(i: int) -> torch.Tensor:
         one = frames[i : i + 1]
-        wide = nv12_to_bgr(one, "bt709") if case.layout == "nv12" else one.permute(0, 3, 1, 2)
+        wide = nv12_to_bgr(one, "bt709") if form.layout == "nv12" else one.permute(0, 3, 1, 2)
         return wide.to(dtype)
 
     def call(i: int) -> torch.Tensor:
         return grid_sampled(planes(i), grid, mean, std)
 
-    convert = "nv12_to_bgr+" if case.layout == "nv12" else ""
+    convert = "nv12_to_bgr+" if form.layout == "nv12" else ""
     return Peer(
         f"{convert}grid_sample",
         call,
@@ -243,16 +243,13 @@ def measure_maps(bench: Bench, dtype: torch.dtype, windows: int) -> None:
 
     bench.measure(
         "warp",
-        f"chw {kind} area 2 N={windows}",
+        {"windows": windows, "layout": "chw", "dtype": kind, "area": "2"},
         ours,
         sets=sets,
         work=Work(bytes=read + written + 24 * windows),
         check=check,
         peers=maps_peers(maps, rois, pool, out),
         limits=node_limits(windows),
-        windows=windows,
-        layout="chw",
-        dtype=kind,
     )
 
 
@@ -288,9 +285,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     frame = (48, 64) if bench.dry else FRAME
     frames = make_frames(bench, bench.sets(ONE_PERSON), *frame, 3)
     video = make_frames(bench, len(frames), frame[0] * 3 // 2, frame[1])
-    for case in CASES:
+    for form in FORMS:
         for people in (1, 3) if bench.dry else PEOPLE:
-            measure_frames(bench, case, people, video if case.layout == "nv12" else frames)
+            measure_frames(bench, form, people, video if form.layout == "nv12" else frames)
     for dtype in (torch.float32, torch.float16):
         for windows in (1, 3) if bench.dry else ROI_PEOPLE:
             measure_maps(bench, dtype, windows)
