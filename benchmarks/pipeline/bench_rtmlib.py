@@ -1,0 +1,181 @@
+"""Reading and pose of a video: CPN-50 on placed boxes, beside rtmlib's own loop.
+
+Both run the same graph with random weights on the same boxes and as many threads. Joints that
+random weights find mean nothing, so what is checked is the path, against `Pose.batch`, and the
+network, against ONNX Runtime on the same windows; how far rtmlib's joints are is told, no more.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from peers import Peers, Prepared
+from suite import Timed, WrongAnswerError, assert_limits
+
+from fastpose import Pose
+from fastpose.bench.engines import FAITHFUL, difference
+from fastpose.bench.people import Clip, Loop, Run, place_boxes, read_clip
+from fastpose.bench.rows import Peer, Row, load
+from fastpose.bench.rows import timed as figures_of
+from fastpose.crop import crop_people
+from fastpose.engines import open_engine, source
+from fastpose.errors import BackendError
+from fastpose.measure import Times, steady
+from fastpose.models import model_spec
+
+MODEL = "cpn50"
+FRAMES, ROUNDS = 4, 6
+SETTLE = 0.02  # seconds until the threads of the runtime before have stopped spinning
+PEER = "rtmlib"
+# Not slower, wherever the processor computes in them; what is aimed at is 4 and 7 with AMX.
+LIMITS = {"bf16": 1.0, "int8": 1.0}
+
+pytestmark = pytest.mark.threads
+
+
+@pytest.fixture(scope="module")
+def poses(threads: int, int8: Callable[[str], Path]) -> Iterator[dict[str, Pose]]:
+    """Ours by precision, those that run here."""
+    with ExitStack() as stack:
+        opened = {}
+        for precision in ("f32", "bf16", "int8"):
+            model = int8(MODEL) if precision == "int8" else MODEL
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # of random weights
+                try:
+                    pose = Pose(
+                        model,
+                        detector="none",
+                        engine="openvino",
+                        precision=precision,
+                        threads=threads,
+                    )
+                except BackendError:
+                    continue
+            opened[precision] = stack.enter_context(pose)
+        yield opened
+
+
+@pytest.mark.parametrize("people", [1, 8, 32])
+def bench_reading_and_pose(
+    timed: Timed,
+    peers: Peers,
+    poses: dict[str, Pose],
+    video: Path,
+    threads: int,
+    people: int,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> None:
+    if people > 8 and not request.config.getoption("--full"):
+        pytest.skip("32 people are in --full")
+    clip = read_clip(video, FRAMES)
+    runs = {name: Run(pose, clip, people, Loop(), tmp_path) for name, pose in poses.items()}
+    checks = {name: _check(run) for name, run in runs.items()}
+    theirs = _theirs(peers, clip, people, threads)
+    calls = {**runs, **({} if isinstance(theirs, str) else {PEER: theirs})}
+
+    def take() -> dict[str, Times]:
+        return timed.take(calls, rounds=ROUNDS, repeats=1, warm_up=1, settle=SETTLE)
+
+    times = steady(take)
+    rows = [
+        _row(run, checks[name], _of_frames(times, name, clip.frames), theirs, threads)
+        for name, run in runs.items()
+    ]
+    for row in rows:
+        limit = LIMITS.get(str(row.case["precision"]))
+        timed.keep(row, {PEER: limit} if limit else None)
+    for row in timed.suite.rows[-len(rows) :]:
+        assert_limits(row)
+
+
+def _check(run: Run) -> str:
+    """The path as `Run.check` looks at it, and the network beside ONNX Runtime's.
+
+    Raises:
+        WrongAnswerError: the results differ by more than the precision does.
+    """
+    engine, spec = run.pose.engine, model_spec(MODEL)
+    boxes = place_boxes(run.clip.width, run.clip.height, max(run.people or 0, 2))
+    windows, _ = crop_people(run.clip.first[:1], boxes, spec.window)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        truth = open_engine(MODEL, kind="onnxruntime", precision="f32", buckets=(1, 2, 8))
+    off = difference(truth, engine, [windows])
+    truth.close()
+    bound = FAITHFUL[engine.manifest.precision]
+    if not off <= bound:
+        raise WrongAnswerError(f"results differ by {off:.2g} of how much they vary, over {bound:g}")
+    return f"{run.check()}; results of the network {off:.2g} of how much they vary from onnxruntime"
+
+
+def _theirs(peers: Peers, clip: Clip, people: int, threads: int) -> Prepared | str:
+    """Their loop over the same graph and boxes, done once; or why there is none."""
+    spec = model_spec(MODEL)
+    graph, _ = source.find_graph(spec)
+    try:
+        done = peers.prepare(
+            PEER,
+            "loop",
+            {"boxes": place_boxes(clip.width, clip.height, people)},
+            clock="wall",
+            threads=threads,
+            video=Path(clip.source),
+            graph=graph,
+            frames=clip.frames,
+            size=spec.size,
+            mean=spec.mean[::-1],
+            std=spec.std,
+        )
+    except peers.AbsentError as error:
+        return str(error)
+    expected = (clip.frames, people, len(spec.joints), 2)
+    if done.answer["keypoints"].shape != expected:
+        raise WrongAnswerError(f"rtmlib's joints are {done.answer['keypoints'].shape}")
+    return done
+
+
+def _of_frames(times: dict[str, Times], name: str, frames: int) -> dict[str, Times]:
+    """Ours and rtmlib's, of a frame instead of a pass."""
+    both = {"ours": times[name], **({PEER: times[PEER]} if PEER in times else {})}
+    return {key: Times(tuple(s / frames for s in own.seconds)) for key, own in both.items()}
+
+
+def _row(
+    run: Run, check: str, times: dict[str, Times], theirs: Prepared | str, threads: int
+) -> Row:
+    time_, peers, refused = figures_of(times)
+    if isinstance(theirs, str):
+        peers = {PEER: Peer(absent=theirs)}
+    elif PEER in peers:
+        distance = _distance(run, theirs.answer["keypoints"][0])
+        peers = {PEER: replace(peers[PEER], version=theirs.version, difference=distance)}
+    fps = {"fps": round(1e3 / time_["median_ms"], 2)} if time_ else {}
+    return Row(
+        "pipeline",
+        "reading and pose",
+        run.case,
+        check=check,
+        threads=threads,
+        clock="wall",
+        time=time_,
+        figures={**fps, **run.split()},
+        peers=peers,
+        refused=refused,
+        load=load(),
+    )
+
+
+def _distance(run: Run, theirs: np.ndarray) -> str:
+    """Of our joints in the first frame from theirs, [N, K, 2], in words."""
+    boxes = place_boxes(run.clip.width, run.clip.height, len(theirs))
+    ours = run.pose(run.clip.first[0], boxes=boxes).keypoints
+    median = float(np.nanmedian(np.linalg.norm(ours - theirs, axis=2)))
+    return f"joints of random weights {median:.3g} px apart, the median"
