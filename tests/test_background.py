@@ -27,7 +27,7 @@ class Recorder(Sink):
             self.gate.set()
 
     def _write(self, frame, people):
-        self.gate.wait(10)
+        self.gate.wait(60)
         if frame.index == self.fail_at:
             raise self.error
         self.seen.append(frame.index)
@@ -67,7 +67,7 @@ def test_the_caller_does_not_wait_until_the_queue_is_full():
     late.join(0.2)
     assert late.is_alive()  # memory is bounded
     inner.gate.set()
-    late.join(10)
+    late.join(60)
     sink.close()
     assert inner.seen == list(range(6))
 

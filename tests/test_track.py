@@ -180,10 +180,10 @@ def test_fifty_people_take_about_a_millisecond():
     tracker, took = Tracker(LSP14), []
     for i in range(30):
         people = people_at(*(centres + i), noise=1, rng=rng)
-        start = time.perf_counter()
+        start = time.thread_time()
         tracker.update(people, i / FPS)
-        took.append(time.perf_counter() - start)
-    assert np.median(took) < 0.02  # a bound that a busy machine keeps; a loop over pairs does not
+        took.append(time.thread_time() - start)
+    assert np.median(took) < 0.02  # a bound that a slow machine keeps; a loop over pairs does not
 
 
 def test_predicted_boxes_hold_the_confident_joints():

@@ -396,7 +396,7 @@ def test_two_processes_build_an_entry_once(tiny):
         subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
-    outs = [process.communicate(timeout=120)[0].split() for process in start]
+    outs = [process.communicate(timeout=300)[0].split() for process in start]
     assert [process.returncode for process in start] == [0, 0]
     assert sorted(map(len, outs)) == [1, 2], "one of them builds, the other waits"
     assert outs[0][-1] == outs[1][-1]

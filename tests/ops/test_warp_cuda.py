@@ -55,7 +55,7 @@ class Host:
                 file.write(struct.pack("q", len(name)) + name.encode())
                 file.write(struct.pack("q", array.nbytes) + array.tobytes())
         command = [self.program, jobs, results]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, done.stderr
         return np.frombuffer(results.read_bytes(), arrays["out"].dtype)
 
