@@ -22,7 +22,8 @@ from fastpose.machine import gpu_bytes
 if TYPE_CHECKING:
     from fastpose.bench.engines import EngineCase
 
-RUNS = 10  # after the first
+RUNS = 10  # after the first, at most
+ENOUGH = 1.0  # seconds of them
 PATIENCE = 600.0  # seconds for the child
 # The clock starts before anything of ours is imported.
 CHILD = """
@@ -55,7 +56,7 @@ def alone(
         threads: of the runtime; None leaves the number to it.
         picture: open a whole `fastpose.Pose` instead, and run it on this picture.
         detector: of the pose, as there.
-        runs: how many follow the first.
+        runs: how many follow the first, at most: after a second there are no more.
         patience: seconds after which the process is ended.
 
     Returns:
@@ -118,6 +119,8 @@ def _measure(asked: dict[str, Any]) -> dict[str, float]:
         run()
         first = time.perf_counter()
         for _ in range(asked["runs"]):
+            if time.perf_counter() - first > ENOUGH:
+                break
             run()
         after = gpu_bytes() if before is not None else None
     figures = {

@@ -48,8 +48,8 @@ from fastpose.engines.verify import (
 )
 from fastpose.errors import BackendError, EngineError, FastposeError
 from fastpose.fixtures import Fixtures
-from fastpose.measure import TRIES, Call, Times, take_turns
-from fastpose.models import create, model_spec
+from fastpose.measure import TRIES, Times, take_turns
+from fastpose.models import create, model_spec, trained
 from fastpose.models.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ Tell = Callable[[str], None]
 
 MODULE = "torch module f32"  # the peer: the network as PyTorch runs it, batch norm and all
 SETTLE = 0.02  # seconds: the threads of the runtime before go on spinning for a while
+LONG = 0.5  # seconds of a run, of which such a start is nothing
 OFFERED = {  # by device; the precisions of each runtime, int8 where there are pictures for it
     "cpu": {
         "openvino": ("f32", "bf16", "int8"),
@@ -439,7 +440,8 @@ class _Judge:
         assert side.engine is not None, "only what is open can be compared"
         reference = self._reference(side.engine.manifest)
         try:
-            judge = _judge_random if _is_random(side.engine.manifest) else _judge_joints
+            untaught = _is_random(side.engine.manifest, self._asked.weights)
+            judge = _judge_random if untaught else _judge_joints
             reasons = judge(side, reference, self._pictures)
         except (FastposeError, ValueError) as error:
             side.refused = str(error)
@@ -504,8 +506,10 @@ class _Remembering:
         self._engine.close()
 
 
-def _is_random(manifest: Manifest) -> bool:
-    """Of a registered network, that it has no trained weights."""
+def _is_random(manifest: Manifest, weights: Path | None) -> bool:
+    """Of a registered network, that it has no trained weights, or not all of them."""
+    if weights:
+        return bool(trained.read_card(weights.with_suffix(".json")).get("random"))
     return bool(manifest.spec.network) and not manifest.weights_hash
 
 
@@ -593,7 +597,7 @@ def _rows(
 ) -> Iterator[Row]:
     """A row for each case, of one batch size."""
     ready = {side.case.name: side for side in sides if side.engine and not side.refused}
-    calls: dict[str, Call] = {
+    calls: dict[str, Callable[[], object]] = {
         name: _engine_call(side.engine, images) for name, side in ready.items() if side.engine
     }
     module = _module_call(asked, images) if calls else ""
@@ -682,19 +686,29 @@ def _module_call(asked: _Asked, images: Floats) -> Callable[[], object] | str:
     return run
 
 
+def _seconds(call: Callable[[], object]) -> float:
+    """Of a call."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
 def _take(
-    calls: Mapping[str, Call], names: Iterable[str], rounds: int, take: Turns
+    calls: Mapping[str, Callable[[], object]], names: Iterable[str], rounds: int, take: Turns
 ) -> dict[str, dict[str, Times]]:
     """Times of each engine and of the module that took turns with it, ours first.
 
     Engines whose times stay unsteady take turns again, with the module, and without the others.
     """
     waiting, pairs = list(names), dict[str, dict[str, Times]]()
+    settle = SETTLE if _seconds(calls[waiting[0]]) < LONG else 0.0
     for _ in range(TRIES):
         found = take(
             {name: call for name, call in calls.items() if name in (*waiting, MODULE)},
             rounds=rounds,
-            settle=SETTLE,
+            repeats=1,
+            settle=settle,
+            warm_up=1,
         )
         for name in waiting:
             pairs[name] = {key: found[key] for key in (name, MODULE) if key in found}
