@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from fastpose.bench.plots import plot_accuracy, plot_latency
+from fastpose.bench.plots import COLOURS, new_axes, plot_accuracy, plot_latency
 from fastpose.bench.rows import Document, Peer, Row, read_document
 from fastpose.bench.table import TITLES, group_table, machine_line, number
 from fastpose.measure import SPREAD
@@ -27,6 +27,7 @@ PEOPLE = (1, 8, 32)  # columns of the headline
 NETWORKS = ("cpn-light", "cpn50")  # in the headline: the default, and one that all can run
 SELF = ("reference", "baseline")  # peers that are no other project
 LOOP, SINGLE = "reading and pose", "one_person"  # rows of the pipeline that stand beside a peer
+HEADLINE = "Beside other projects"
 GPU = "not measured: no GPU was at hand"
 METHODS = {"dark": "DARK", "udp": "DARK with UDP's blur", "quarter": "quarter of a cell"}
 
@@ -110,13 +111,16 @@ class Line:
     ours: dict[int, float] = field(default_factory=dict)
     answers: dict[int, str] = field(default_factory=dict)
 
+    @property
+    def typical(self) -> int:
+        """8 people where they were measured: most readers have some."""
+        return 8 if 8 in self.ratios else max(self.ratios)
+
     def cells(self) -> list[str]:
         ratios = [times_as(self.ratios.get(people)) for people in PEOPLE]
-        # of 8 people where they were measured: most readers have some
-        typical = 8 if 8 in self.ratios else max(self.ratios)
-        spent = f"{number(self.ours[typical])} ({typical})"
+        spent = f"{number(self.ours[self.typical])} ({self.typical})"
         threads = str(self.threads) if self.threads else "the runtime's"
-        return [self.what, self.peer, *ratios, spent, self.answers[typical], threads]
+        return [self.what, self.peer, *ratios, spent, self.answers[self.typical], threads]
 
 
 def headline(rows: Sequence[Row]) -> list[Line]:
@@ -324,7 +328,7 @@ def reference_table(rows: Sequence[Row]) -> list[str]:
 
 
 SECTIONS: tuple[tuple[str, str, Table], ...] = (
-    ("Beside other projects", "", headline_table),
+    (HEADLINE, "", headline_table),
     (
         "One person, the whole loop",
         "Reading, detector, pose and following, in a video of one person; all cores.",
@@ -439,6 +443,8 @@ def picture_names(machine: Machine) -> dict[str, str]:
     """Title of a section -> file of its picture, where it has one to show."""
     sweep, engines = sweep_of(machine.newest), engines_of(machine.newest)
     found = {}
+    if headline(machine.newest.rows):
+        found[HEADLINE] = f"{machine.name}-ratios.png"
     if any(row.time for row in sweep.rows):
         found[TITLES["pipeline"]] = f"{machine.name}-people.png"
     if any(row.time and {"pck", "shift_px"} & set(row.figures) for row in engines.rows):
@@ -458,12 +464,42 @@ def engines_of(document: Document) -> Document:
     return replace(document, rows=tuple(kept))
 
 
+def plot_ratios(document: Document, path: Path) -> Path:
+    """A bar for each line of the headline: how many times as long the peer needs.
+
+    Returns:
+        The file.
+
+    Raises:
+        BackendError: matplotlib is not installed.
+    """
+    lines = headline(document.rows)[::-1]
+    names = [f"{line.what} ({line.typical}) | {line.peer}" for line in lines]
+    ratios = [line.ratios[line.typical] for line in lines]
+    figure, axes = new_axes((8.0, 1.4 + 0.24 * len(lines)))
+    bars = axes.barh(names, ratios, color=[COLOURS[0] if r >= 1 else COLOURS[1] for r in ratios])
+    axes.bar_label(bars, [times_as(ratio) for ratio in ratios], padding=3, fontsize=8)
+    axes.axvline(1.0, color="0.3", linewidth=1)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.margins(x=0.12, y=0.01)
+    axes.tick_params(axis="y", labelsize=8)
+    axes.set_xlabel("time of the peer by ours: right of 1, ours is faster")
+    axes.set_title(
+        f"Ours beside other projects (people) | peer\n{machine_line(document.machine)}", fontsize=10
+    )
+    figure.savefig(path)
+    return path
+
+
 def draw(found: Sequence[Machine], folder: Path) -> None:
     """Write the pictures of all machines, and remove those of none."""
     folder.mkdir(parents=True, exist_ok=True)
     drawn = set()
     for machine in found:
         names = picture_names(machine)
+        if name := names.get(HEADLINE):
+            drawn.add(plot_ratios(machine.newest, folder / name))
         if name := names.get(TITLES["pipeline"]):
             drawn.add(plot_latency(sweep_of(machine.newest), folder / name))
         if name := names.get(TITLES["engines"]):

@@ -47,9 +47,10 @@ def plot_latency(document: Document, path: Path) -> Path | None:
         ResultsError: the file cannot be written.
     """
     series: dict[str, list[_Point]] = {}
-    for row in document.rows:
-        people = row.case.get("people")
-        if row.group == "pipeline" and row.time and isinstance(people, int):
+    placed = [row for row in document.rows if row.group == "pipeline" and "people" in row.case]
+    for row in placed:
+        people = row.case["people"]
+        if row.time and isinstance(people, int):
             point = _Point(people, float(row.time["median_ms"]), float(row.time["p90_ms"]))
             series.setdefault(series_of(row), []).append(point)
     if not series:
@@ -58,6 +59,7 @@ def plot_latency(document: Document, path: Path) -> Path | None:
     for place, (name, points) in enumerate(series.items()):
         _line(axes, place, name, sorted(points, key=lambda point: point.x))
     _people_axis(axes, series)
+    axes.set_xlabel("people in the frame" + _not_drawn(placed))
     axes.set_ylabel("milliseconds a frame: median, band up to p90")
     if _wide([point.y for points in series.values() for point in points]):
         _logarithmic(axes.yaxis, axes.set_yscale)
@@ -77,8 +79,8 @@ def plot_accuracy(document: Document, path: Path) -> Path | None:
         BackendError: matplotlib is not installed.
         ResultsError: the file cannot be written.
     """
-    rows = [row for row in document.rows if row.group == "engines" and row.time]
-    rows = [row for row in rows if _throughput(row)]
+    engines = [row for row in document.rows if row.group == "engines"]
+    rows = [row for row in engines if row.time and _throughput(row)]
     figure_name = next((name for name in ACCURACY if any(name in r.figures for r in rows)), None)
     if figure_name is None:
         return None
@@ -100,10 +102,17 @@ def plot_accuracy(document: Document, path: Path) -> Path | None:
         axes.set_xlim(left=0)
     if figure_name not in LOWER:
         _keep_in_proportion(axes)
-    axes.set_xlabel("windows (people) a second; the number at a point is the batch")
+    text = "windows (people) a second; the number at a point is the batch"
+    axes.set_xlabel(text + _not_drawn(engines))
     better = "lower" if figure_name in LOWER else "higher"
     axes.set_ylabel(f"{ACCURACY[figure_name]}; {better} is better")
     return _save(figure, axes, path)
+
+
+def _not_drawn(rows: Sequence[Row]) -> str:
+    """That a point is missing is told; why, the tables say."""
+    refused = sum(bool(row.refused) for row in rows)
+    return f"\n({refused} refused, not drawn)" if refused else ""
 
 
 def _throughput(row: Row) -> float:
@@ -115,6 +124,20 @@ def _wide(values: Sequence[float]) -> bool:
 
 
 def _axes(document: Document, title: str) -> tuple[Any, Any]:
+    figure, axes = new_axes(SIZE)
+    axes.set_title(f"{title}: {model_of(document)}\n{machine_line(document.machine)}", fontsize=11)
+    return figure, axes
+
+
+def new_axes(size: tuple[float, float]) -> tuple[Any, Any]:
+    """An empty figure of matplotlib's and its axes, in the style of all pictures here.
+
+    Args:
+        size: inches.
+
+    Raises:
+        BackendError: matplotlib is not installed.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -123,10 +146,9 @@ def _axes(document: Document, title: str) -> tuple[Any, Any]:
             "plots need matplotlib; install the extra: fastpose-inference[bench]"
         ) from None
     # a figure of its own and no pyplot: that would choose a window system, and keep the figure
-    figure = Figure(figsize=SIZE, dpi=DPI, layout="constrained")
+    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    axes.set_title(f"{title}: {model_of(document)}\n{machine_line(document.machine)}", fontsize=11)
     axes.grid(visible=True, which="major", color="0.88")
     axes.set_axisbelow(True)
     for side in ("top", "right"):
@@ -172,7 +194,6 @@ def _people_axis(axes: Any, series: Series) -> None:
         axes.set_xscale("symlog", base=2, linthresh=1)
     axes.set_xticks(counts, [str(count) for count in counts])
     axes.minorticks_off()
-    axes.set_xlabel("people in the frame")
 
 
 def _frames_axis(axes: Any) -> None:
