@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,20 @@ from fastpose.bench.engines import (
     measure_engines,
     parse_case,
 )
-from fastpose.bench.people import PEOPLE, measure_people
+from fastpose.bench.people import PEOPLE, AnswerError, measure_people
 from fastpose.bench.rows import Document, Row, new_document
 from fastpose.bundles import build_engine
-from fastpose.engines import Manifest, Options, names_file, read_bundle, runtime_module, source
-from fastpose.errors import BackendError, EngineError, FastposeError, FrameError
+from fastpose.detect import open_detector
+from fastpose.engines import (
+    Manifest,
+    Options,
+    names_file,
+    open_engine,
+    read_bundle,
+    runtime_module,
+    source,
+)
+from fastpose.errors import BackendError, EngineError, FrameError
 from fastpose.fixtures import Fixtures, built_in_pictures, windows
 from fastpose.frames import open_source, read_picture
 from fastpose.models import model_spec
@@ -213,6 +222,8 @@ class _Bench:
 
     def _look_first(self, spec: ModelSpec) -> None:
         """Find out what cannot be read before minutes have gone into the rest."""
+        if self.plan.finder != "none":
+            open_detector(self.plan.finder, threads=self.plan.threads).close()
         if self.plan.video is not None:
             with open_source(self.plan.video, max_frames=1) as frames:
                 if not any(True for _ in frames):
@@ -241,9 +252,14 @@ class _Bench:
             )
         )
 
-    def _watched(self, cases: Sequence[EngineCase]) -> list[EngineCase | None]:
-        """The engines that the video runs in; None is the one that `Pose` chooses."""
-        return list(cases) if self.plan.engines or self.plan.bundle else [None]
+    def _watched(self, cases: Sequence[EngineCase]) -> list[EngineCase]:
+        """The engines that the video runs in: those asked for, else the one that `Pose` takes."""
+        plan = self.plan
+        if plan.engines or plan.bundle:
+            return list(cases)
+        with closing(open_engine(plan.model, device=plan.device, threads=plan.threads)) as engine:
+            manifest = engine.manifest
+        return [EngineCase(manifest.kind, manifest.precision, device=plan.device)]
 
     def _reason_against(self, case: EngineCase) -> tuple[str, str]:
         """Why a video would say nothing of an engine: it is absent, or it is refused.
@@ -260,37 +276,41 @@ class _Bench:
         return absent, next(refused, "")
 
     def _passes(
-        self, spec: ModelSpec, case: EngineCase | None, video: Path, folder: Path
+        self, spec: ModelSpec, case: EngineCase, video: Path, folder: Path
     ) -> Iterator[list[Row]]:
         """The rows of one engine: people who are placed, then people who are found."""
         plan = self.plan
-        name, key = (case.name, case.key) if case else ("the default engine", {})
-        row = Row("pipeline", spec.name, {**key, "video": video.name})
-        if case:
-            absent, refused = self._reason_against(case)
-            if absent or refused:
-                yield [replace(row, absent=absent, refused="" if absent else refused)]
-                return
-        self.tell(f"{name}: open for video")
+        row = Row(
+            "pipeline",
+            spec.name,
+            {**case.key, "video": video.name},
+            threads=plan.threads or 0,
+            device=case.device,
+        )
+        absent, refused = self._reason_against(case)
+        if absent or refused:
+            yield [replace(row, absent=absent, refused="" if absent else refused)]
+            return
+        self.tell(f"{case.name}: open for video")
         with ExitStack() as stack:
             try:
                 pose = stack.enter_context(self._pose(case, folder))
-            except FastposeError as error:
-                if case is None:
-                    raise
+            except (BackendError, EngineError) as error:
                 yield [replace(row, absent=str(error))]
                 return
-            who = [tuple(plan.people)] if plan.people else []
-            for people in (*who, *([] if plan.finder == "none" else [None])):
-                self.tell(f"{name}: {'people found' if people is None else 'people placed'}")
+            for people in self._who():
+                self.tell(f"{case.name}: people {'found' if people is None else 'placed'}")
                 try:
                     rows = self._measure(pose, spec, video, people)
-                except FrameError:
-                    raise
-                except FastposeError as error:
+                except AnswerError as error:
                     found = {} if people else {"detector": Path(plan.finder).name}
                     rows = [replace(row, case={**found, **row.case}, refused=str(error))]
-                yield [_tidy(one, key) for one in rows]
+                yield [_tidy(one, case.key) for one in rows]
+
+    def _who(self) -> list[tuple[int, ...] | None]:
+        """Numbers of people who are placed, then None for those who are found."""
+        placed: list[tuple[int, ...] | None] = [self.plan.people] if self.plan.people else []
+        return placed if self.plan.finder == "none" else [*placed, None]
 
     def _measure(
         self, pose: Pose, spec: ModelSpec, video: Path, people: tuple[int, ...] | None
@@ -309,14 +329,14 @@ class _Bench:
             name=spec.name,
         )
 
-    def _pose(self, case: EngineCase | None, folder: Path) -> Pose:
+    def _pose(self, case: EngineCase, folder: Path) -> Pose:
         """The model in an engine, with the detector of the passes that have one."""
         plan = self.plan
         given: dict[str, Any] = {"detector": plan.finder, "threads": plan.threads}
-        if case is None:
-            return Pose(plan.model, device=plan.device, **given)
         if plan.bundle:
             return Pose(plan.model, **given)
+        if not plan.engines:  # as `fastpose predict` does, which also chooses for the detector
+            return Pose(plan.model, device=plan.device, **given)
         options = Options(compile=case.compile)
         if case.built:
             return Pose(self._built(case, options, folder), **given)

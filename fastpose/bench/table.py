@@ -19,6 +19,7 @@ TITLES = {
     "memory": "Memory",
     "counts": "Counts",
 }
+FOUND = ", of the people whom a detector finds"
 # In the order of the columns; what is not here comes behind, under its own name.
 CASES = (
     "video",
@@ -92,8 +93,10 @@ def markdown(document: Document) -> str:
     parts = ["\n".join(_header(document))]
     for group in GROUPS:
         rows = [row for row in document.rows if row.group == group]
-        if rows:
-            parts.append("\n".join([f"## {TITLES[group]}", "", *group_table(rows)]))
+        found = [row for row in rows if "detector" in row.case]
+        for title, some in (("", [row for row in rows if row not in found]), (FOUND, found)):
+            if some:
+                parts.append("\n".join([f"## {TITLES[group]}{title}", "", *group_table(some)]))
     return "\n\n".join(parts) + "\n"
 
 

@@ -186,7 +186,9 @@ def _measure(args: argparse.Namespace) -> int:
 def _given(args: argparse.Namespace) -> dict[str, Any]:
     """The options of a measurement that were given, as `Plan` calls them."""
     values = {name: getattr(args, name) for name in MEASURING}
-    return {name: value for name, value in values.items() if value is not None and value is not False}
+    return {
+        name: value for name, value in values.items() if value is not None and value is not False
+    }
 
 
 def _check_for_measuring(args: argparse.Namespace) -> None:

@@ -16,11 +16,12 @@ from untaken import document, engine_row, people_row
 
 from fastpose.bench import run as bench_run
 from fastpose.bench.engines import EngineCase
+from fastpose.bench.people import AnswerError
 from fastpose.bench.rows import read_document
 from fastpose.bench.run import Plan, chosen_cases, make_clip, run_bench
 from fastpose.cli import main
 from fastpose.engines import Statement, wrap_network
-from fastpose.errors import BackendError, FastposeError
+from fastpose.errors import BackendError
 from fastpose.frames import open_source
 from fastpose.machine import machine
 
@@ -215,8 +216,21 @@ def test_what_was_wrong_among_the_engines_is_not_timed_in_a_video(measured, caps
     assert [row.get("refused", "") for row in rows] == ["", "joints are 3 px away"]
 
 
+def test_the_engine_that_predict_takes_is_held_to_the_same(measured, capsys, monkeypatch):
+    def measure(model, cases, **_):
+        reason = {"time": None, "refused": "joints are 3 px away"}
+        return [engine_row(case.engine, case.precision, **reason) for case in cases]
+
+    monkeypatch.setattr(bench_run, "measure_engines", measure)
+    _, out, _ = bench(capsys, "--people", "1", "--json")
+    assert measured.people == []
+    (row,) = [row for row in json.loads(out)["rows"] if row["group"] == "pipeline"]
+    assert row["refused"] == "joints are 3 px away"
+    assert row["case"]["engine"] == "openvino"
+
+
 def test_a_wrong_answer_in_a_video_is_a_refused_row(measured, capsys):
-    measured.fail = FastposeError("joints of frame 2 are elsewhere")
+    measured.fail = AnswerError("joints of frame 2 are elsewhere")
     status, out, _ = bench(capsys, "--people", "1")
     assert status == 0
     assert "refused: cpn-light" in out
@@ -229,6 +243,8 @@ def test_a_wrong_answer_in_a_video_is_a_refused_row(measured, capsys):
         (["no-such-model"], "unknown model 'no-such-model'; known: "),
         (["--video", "{}/none.mp4"], "none.mp4"),
         (["--video", "{}/bad.mp4"], "bad.mp4"),
+        (["--detector", "nobody"], "nobody: no such file"),
+        (["--detector", "{}/none.onnx"], "none.onnx"),
         (["--data", "lsp:{}/none"], "none: no such folder"),
         (["--data", "{}/none"], "none: no such folder"),
         (["--calibration", "{}/none"], "none: no such folder"),

@@ -66,6 +66,7 @@ def test_refused_rows_and_other_groups_are_not_drawn(tmp_path, drawn):
     refused = people_row(4, 40, time=None, refused="too wide")
     plot_latency(document(people_row(1, 10), refused, engine_row()), tmp_path / "a.png")
     assert list(drawn[0].lines[0].get_xdata()) == [1]
+    assert "1 refused, not drawn" in drawn[0].get_xlabel()
     assert plot_latency(document(refused, engine_row()), tmp_path / "b.png") is None
     assert not (tmp_path / "b.png").exists()
 

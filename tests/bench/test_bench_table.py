@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from untaken import beside, document, engine_row, people_row
 
-from fastpose.bench.compare import compare
-from fastpose.bench.table import change_text, markdown, markdown_of_changes, number, series_of
+from fastpose.bench.compare import RULES, compare
+from fastpose.bench.table import (
+    FIGURES,
+    change_text,
+    markdown,
+    markdown_of_changes,
+    number,
+    series_of,
+)
 
 
 def tables(text: str) -> list[list[dict[str, str]]]:
@@ -53,6 +62,13 @@ def test_people_have_a_row_each_with_their_stages_and_what_is_alike_is_told_once
     assert found[1]["network ms"] == "49.50"
     assert "video" not in found[0]
     assert "## End to end\n\nvideo a.mp4\n" in text
+
+
+def test_people_who_are_found_stand_apart_from_those_who_are_placed():
+    case = {"detector": "default", "every": 1, "engine": "openvino", "precision": "f32"}
+    placed, found = tables(markdown(document(people_row(1, 10), people_row(1, 20, case=case))))
+    assert "detector" not in placed[0]
+    assert (found[0]["detector"], found[0]["every"]) == ("default", "1")
 
 
 def test_columns_with_nothing_in_them_are_left_out():
@@ -154,3 +170,9 @@ def test_two_machines_are_told_before_all_else(anyway, words):
 def test_a_change_from_nothing_has_no_percentage():
     before, after = (engine_row(figures={"syncs": value}) for value in (0, 2))
     assert change_text(compare(document(before), document(after))[1]) == "from 0"
+
+
+def test_every_figure_of_the_tables_is_documented():
+    text = (Path(__file__).parents[2] / "docs" / "benchmarking.md").read_text(encoding="utf-8")
+    names = [*FIGURES, *RULES]
+    assert [name for name in names if f"`{name}`" not in text] == []
