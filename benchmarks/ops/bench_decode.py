@@ -12,7 +12,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from beside import FEW, forced, instruction_sets, mmpose_version, of_mmpose, within
+from beside import (
+    FEW,
+    forced,
+    instruction_sets,
+    mmpose_version,
+    of_mmpose,
+    scalar_twin,
+    within,
+)
 from peers import mmpose
 from suite import Beside
 
@@ -27,11 +35,33 @@ JOINTS, SIZE = 17, (64, 48)
 CELLS = 0.01  # that another answer may be away
 BLURRED = ("dark", "udp", "cpn")  # by the reference in 10 ms and more
 EXACT = ("argmax", "quarter")  # where it must be the same
-# Ratios to the reference at 8 people between those of this kernel and of one that takes twice its
-# time, both measured on a Zen 4 with AVX-512.
+# Ratios at 8 people between those of this kernel and of one that takes twice its time, measured on
+# a Zen 4: to the reference and to torch with AVX-512, and to the scalar kernel by instruction set.
 LEAST = {"quarter": 10, "taylor": 15, "dark": 70, "udp": 64, "soft": 26, "cpn": 14}
-LEAST_TORCH = {"quarter": 5.3}  # likewise, at 8 people
-NARROWER = 2.0  # the least of a kernel with less than AVX-512
+LEAST_TORCH = {"quarter": 5.3}
+LEAST_SCALAR = {
+    "avx2": {
+        "argmax": 2.6,
+        "quarter": 2.6,
+        "parabola": 2.4,
+        "taylor": 2.2,
+        "dark": 1.0,
+        "udp": 1.0,
+        "soft": 1.1,
+        "cpn": 0.55,
+    },
+    "avx512": {
+        "argmax": 3.3,
+        "quarter": 3.2,
+        "parabola": 3.0,
+        "taylor": 2.7,
+        "dark": 2.9,
+        "udp": 2.9,
+        "soft": 2.5,
+        "cpn": 6.8,
+    },
+}
+NARROWER = 2.0  # the least of a kernel with less than AVX-512, to the reference
 # Half of the margins that are aimed at, 10x and 8x.
 LEAST_MMPOSE, LEAST_RTMLIB = 5.0, 4.0
 
@@ -66,6 +96,26 @@ def check(function: Decode, maps: np.ndarray, method: str) -> str:
     return f"reference: {apart(points, expected, method)}"
 
 
+def _backends(maps: np.ndarray, scratch: np.ndarray, method: str, isa: str) -> Mapping[str, Beside]:
+    """The reference and, beside a kernel with vectors, that without."""
+    isa = cpp.best_isa() if isa == "auto" else isa
+    gated = len(maps) == 8
+    least = LEAST.get(method) if isa == "avx512" or method not in LEAST else NARROWER
+    slow = functools.partial(decode, scratch, method=method, backend="reference")
+    found = {"reference": Beside(slow, at_least=least if gated else None)}
+    if isa == "scalar":
+        return found
+
+    def check() -> str:
+        with forced("decode", "scalar"):
+            points = decode(maps, method=method)[0]
+        return apart(decode(maps, method=method)[0], points, method)
+
+    run = functools.partial(decode, scratch, method=method)
+    least = LEAST_SCALAR[isa][method] if gated else None
+    return {**found, "scalar": scalar_twin("decode", run, check, least)}
+
+
 def beside_reference(
     timed: Callable[..., Row],
     method: str,
@@ -74,7 +124,7 @@ def beside_reference(
     isa: str = "auto",
     people: int = 8,
 ) -> Row:
-    """One row: `function`, which stands for `decode`, and the reference by turns.
+    """One row: `function`, which stands for `decode`, and its reference and twin by turns.
 
     Raises:
         WrongAnswerError: its answer is another one.
@@ -82,8 +132,6 @@ def beside_reference(
     """
     maps = heatmaps(people)
     scratch = np.empty_like(maps)
-    widest = cpp.best_isa() == "avx512" and isa in ("avx512", "auto")
-    least = LEAST.get(method) if widest or method not in LEAST else NARROWER
     with forced("decode", isa):
         return timed(
             "ops",
@@ -91,12 +139,7 @@ def beside_reference(
             {"people": people, "method": method, "backend": "cpp", "isa": isa},
             functools.partial(function, scratch, method=method),
             check=lambda: check(function, maps, method),
-            beside={
-                "reference": Beside(
-                    functools.partial(decode, scratch, method=method, backend="reference"),
-                    at_least=None if isa == "scalar" or people != 8 else least,
-                )
-            },
+            beside=_backends(maps, scratch, method, isa),
             before=lambda: np.copyto(scratch, maps),
             repeats=1,
             rounds=FEW if method in BLURRED else 40,

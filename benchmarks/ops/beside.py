@@ -48,6 +48,28 @@ def forced(kernel: str, isa: str) -> Iterator[None]:
         setattr(cpp, kernel, original)
 
 
+def scalar_twin(
+    kernel: str, call: Callable[[], object], check: Callable[[], str], at_least: float | None
+) -> Beside:
+    """The same call with the C++ kernel that has no vectors.
+
+    Its work and its memory are alike, so that this ratio holds on a busy machine; that to a
+    reference in numpy rests on what fresh memory takes just then.
+
+    Args:
+        kernel: name in `fastpose.ops.cpp`.
+        call: of the public op.
+        check: as in `Beside`.
+        at_least: as there.
+    """
+
+    def run() -> object:
+        with forced(kernel, "scalar"):
+            return call()
+
+    return Beside(run, check, at_least)
+
+
 def obstacle(module: str) -> str:
     """Why a module does not load here, in one line; "" where it does."""
     if importlib.util.find_spec(module) is None:

@@ -43,22 +43,24 @@ def timed(benchmarks):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Moved by the C++ kernels only, and by `clock.reference` by the reference of `decode`."""
-    clock = SimpleNamespace(now=0.0, reference=1e3)
+    """A clock that stands still but for the seconds of a kernel, or of what stands beside it.
 
-    def moved_by(function, seconds):
-        def run(*arguments, **named):
-            clock.now += seconds()
-            return function(*arguments, **named)
+    `beside` has those: of the reference and of the scalar kernel.
+    """
+    clock = SimpleNamespace(now=0.0, beside={"reference": 1e3, "scalar": 1e3})
+
+    def moved(function, name=""):
+        def run(*arguments, isa="auto", **named):
+            clock.now += clock.beside.get(name or isa, KERNEL)
+            return function(*arguments, **named, **({} if name else {"isa": isa}))
 
         return run
 
     monkeypatch.setitem(measure.CLOCKS, "thread", lambda: clock.now)
     for name in ("decode", "warp"):
-        monkeypatch.setattr(cpp, name, moved_by(getattr(cpp, name), lambda: KERNEL))
+        monkeypatch.setattr(cpp, name, moved(getattr(cpp, name)))
     module = sys.modules[decode.__module__]
-    reference = moved_by(module.decode_reference, lambda: clock.reference)
-    monkeypatch.setattr(module, "decode_reference", reference)
+    monkeypatch.setattr(module, "decode_reference", moved(module.decode_reference, "reference"))
     return clock
 
 
@@ -73,16 +75,20 @@ def half_a_pixel_off(frame, affines, *arguments, **named):
     return warp(frame, shifted, *arguments, **named)
 
 
-def test_a_decode_that_takes_twice_its_time(benchmarks, timed, clock):
+@pytest.mark.parametrize("peer", ["reference", "scalar"])
+@pytest.mark.parametrize("method", ["quarter", "dark"])
+def test_a_decode_that_takes_twice_its_time(benchmarks, timed, clock, method):
+    """Of each limit: a kernel between it and twice its distance passes, twice its time does not."""
     run = benchmarks.bench_decode.beside_reference
-    row = run(timed, "dark")
+    row = run(timed, method)
     assert row.time["median_ms"] == pytest.approx(1e3 * KERNEL)
-    clock.reference = 1.4 * row.limits["reference"] * KERNEL
-    assert run(timed, "dark").peers["reference"].ratio == pytest.approx(
-        1.4 * row.limits["reference"], rel=1e-3
-    )
-    with pytest.raises(AssertionError, match=r"decode .*method=dark.*: reference .*, at least"):
-        run(timed, "dark", function=twice)
+    assert row.limits
+    for name, least in row.limits.items():
+        clock.beside[name] = 1.4 * least * KERNEL
+        assert run(timed, method).peers[name].ratio == pytest.approx(1.4 * least, rel=1e-3)
+        with pytest.raises(AssertionError, match=rf"decode .*={method}.*: {name} .*, at least"):
+            run(timed, method, function=twice)
+        clock.beside[name] = 1e3
 
 
 def test_a_warp_that_is_half_a_pixel_off(benchmarks, timed, clock, monkeypatch):
