@@ -216,7 +216,8 @@ def measure_engines(
         rounds: turns of each.
         threads: of every runtime alike; None leaves the number to them.
         calibration: pictures for int8, as in `fastpose.build_engine`.
-        alone: also start each case in a process of its own, for its memory and its start.
+        alone: also start each case in a process of its own, for its memory and its start; what
+            fails there alone is a UserWarning.
         allow: time an engine that is over the bounds, too; its row's check says so.
         take: `take_turns`, or something that does the same.
         tell: called with what begins.
@@ -553,8 +554,11 @@ def _judge_random(side: _Side, reference: Engine, pictures: Fixtures) -> tuple[s
     manifest = side.engine.manifest
     precision, bound = manifest.precision_asked, FAITHFUL[manifest.precision_asked]
     off = difference(reference, side.engine, pictures.batches(BATCH))
-    whole = f"results of random weights on {len(pictures)} windows of {pictures.name}"
-    side.check = f"{whole}, beside {MODULE}: {off:.2g} of how much they vary, at most {bound:g}"
+    side.check = (
+        f"results of random weights on {len(pictures)} windows of {pictures.name}, beside "
+        f"{reference.manifest.kind} {reference.manifest.precision}: {off:.2g} of how much they "
+        f"vary, at most {bound:g}"
+    )
     reasons = list(other_precision(precision, manifest.precision, manifest.layers, manifest.kind))
     if not off <= bound:
         reasons.insert(0, f"the results differ by {off:.2g} of how much they vary, over {bound:g}")
@@ -641,9 +645,18 @@ def _figures(
         found |= _split(side.engine, size)
     if asked.alone and not side.refused:
         asked.tell(f"{side.case.name} alone, batches of {size}")
-        model = side.file or asked.model
-        found |= run_alone(model, side.case, batch=size, threads=asked.threads)
+        found |= _start(asked, side, size)
     return found
+
+
+def _start(asked: _Asked, side: _Side, size: int) -> dict[str, float]:
+    """What a process of its own tells; a warning where it fails, since the row has its time."""
+    try:
+        model = side.file or asked.model
+        return run_alone(model, side.case, batch=size, threads=asked.threads)
+    except EngineError as error:
+        warnings.warn(str(error), UserWarning, stacklevel=2)
+        return {}
 
 
 def _split(engine: Engine | None, size: int) -> dict[str, float]:

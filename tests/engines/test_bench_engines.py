@@ -73,12 +73,17 @@ def calm(trained: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path
     return trained
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Keeps the one graph that is exported."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture
-def untrained(calm: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def untrained(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The calm network has a name alone, and what it computes counts as random."""
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    register(empty, monkeypatch)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    register(tmp_path, monkeypatch)
 
 
 @pytest.fixture
@@ -292,6 +297,29 @@ def test_results_that_say_nothing_are_not_compared(calm):
 
 
 # A bundle, and a process of its own
+
+
+def test_a_start_that_fails_costs_no_row(calm, monkeypatch):
+    def failed(*_, **__):
+        raise EngineError("ended by signal 9")
+
+    monkeypatch.setattr(bench, "run_alone", failed)
+    with pytest.warns(UserWarning, match="ended by signal 9"):
+        (row,) = measured(OPENVINO, batches=(1,), alone=True)
+    assert row.time
+
+
+def test_a_row_has_the_memory_of_its_own_process(calm, monkeypatch):
+    asked = []
+
+    def started(model, case, *, batch, threads):
+        asked.append((model, case, batch, threads))
+        return {"peak_rss_mb": 100.0 * batch}
+
+    monkeypatch.setattr(bench, "run_alone", started)
+    rows = measured(OPENVINO, alone=True)
+    assert asked == [("calm", OPENVINO, 1, 1), ("calm", OPENVINO, 2, 1)]
+    assert [row.figures["peak_rss_mb"] for row in rows] == [100, 200]
 
 
 def test_a_network_from_elsewhere_has_no_module_to_be_timed_beside(bundle):
