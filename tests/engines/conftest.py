@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -19,6 +20,15 @@ from tiny_network import TINY, Tiny, make_tiny, write_card  # noqa: E402
 @pytest.fixture(autouse=True, scope="package")
 def _one_thread() -> None:
     torch.set_num_threads(1)  # more of them only wait for each other on networks of this size
+
+
+@pytest.fixture(autouse=True, scope="package")
+def _plain_wrappers() -> Iterator[None]:
+    """A package's wrapper, which calls its kernels, is not optimised: that is half of its build."""
+    import torch._inductor.config as settings
+
+    with settings.patch({"aot_inductor.compile_wrapper_opt_level": "O0"}):
+        yield
 
 
 @pytest.fixture(scope="session")
