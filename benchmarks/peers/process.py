@@ -63,22 +63,26 @@ class PeerProcess:
         """
         self.name, self.timeout = name, timeout
         self._folder = tempfile.TemporaryDirectory(prefix="fastpose-peer-")
-        self._errors = (self.folder / "stderr").open("w+b")
+        self._errors = (self.folder / "said").open("w+b")
         self._rest = b""
         self._files = 0
         self._dropped: list[int] = []
+        self._replies, theirs = os.pipe()
         try:
             self._process = subprocess.Popen(
-                [python, "-E", "-s", worker],
+                [python, "-E", "-s", worker, str(theirs)],
                 stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
+                stdout=self._errors,  # peers print, from C++ too: replies have a pipe of their own
                 stderr=self._errors,
+                pass_fds=(theirs,),
                 cwd=self.folder,
                 env=environment(threads),
             )
         except OSError as error:
             self._clear()
             raise AbsentError(f"{name}: cannot be started: {error.strerror}") from error
+        finally:
+            os.close(theirs)
         self.version = str(self._reply(start)["version"])
 
     @property
@@ -126,9 +130,10 @@ class PeerProcess:
 
     def close(self) -> None:
         """End it."""
-        self._process.kill()
-        self._process.wait()
-        self._clear()
+        if not self._errors.closed:
+            self._process.kill()
+            self._process.communicate()
+            self._clear()
 
     def __enter__(self) -> PeerProcess:
         return self
@@ -142,12 +147,14 @@ class PeerProcess:
         self.close()
 
     def _ask(self, do: str, **words: Any) -> dict[str, Any]:
+        if self._errors.closed:
+            raise AbsentError(f"{self.name}: its process was ended before")
         line = json.dumps({"do": do, **words}, default=_absolute) + "\n"
         try:
             assert self._process.stdin is not None
             self._process.stdin.write(line.encode())
             self._process.stdin.flush()
-        except (OSError, ValueError):  # its pipe is broken, or we have closed it
+        except BrokenPipeError:
             raise self._ended() from None
         found = self._reply(self.timeout)
         if "error" in found:
@@ -155,14 +162,13 @@ class PeerProcess:
         return found
 
     def _reply(self, timeout: float) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        pipe, end = self._process.stdout.fileno(), time.monotonic() + timeout
+        end = time.monotonic() + timeout
         while b"\n" not in self._rest:
-            ready, _, _ = select.select([pipe], [], [], max(0.0, end - time.monotonic()))
+            ready, _, _ = select.select([self._replies], [], [], max(0.0, end - time.monotonic()))
             if not ready:
                 self.close()
                 raise AbsentError(f"{self.name}: no answer within {timeout:g} s")
-            more = os.read(pipe, 1 << 16)
+            more = os.read(self._replies, 1 << 16)
             if not more:
                 raise self._ended()
             self._rest += more
@@ -171,8 +177,6 @@ class PeerProcess:
 
     def _ended(self) -> AbsentError:
         """Why there is no answer, after the worker was ended for good."""
-        if self._errors.closed:
-            return AbsentError(f"{self.name}: its process was ended before")
         try:
             status = self._process.wait(5)
         except subprocess.TimeoutExpired:  # it closed its output and works on
@@ -184,6 +188,7 @@ class PeerProcess:
         return AbsentError(f"{self.name}: its process ended with status {status}{what}")
 
     def _clear(self) -> None:
+        os.close(self._replies)
         self._errors.close()
         self._folder.cleanup()
 

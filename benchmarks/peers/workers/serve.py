@@ -1,8 +1,8 @@
 """What every peer's worker does: prepare tasks and time turns of them, asked by JSON lines.
 
-A request is one line on standard input, a reply one line on what was standard output; arrays travel
-as .npy files. Needs nothing but numpy and runs on every Python that a peer may want. What a peer
-prints goes to standard error.
+A request is one line on standard input, a reply one line in the pipe whose number is the program's
+argument, where nothing that a peer prints can get; arrays travel as .npy files. Needs nothing but
+numpy, and runs on every Python that a peer may want.
 
     {"do": "prepare", "task": NAME, "inputs": {NAME: FILE}, "options": {...}, "clock": "thread"}
     -> {"handle": 1, "answer": {NAME: FILE}, "version": "0.1"}
@@ -68,9 +68,8 @@ def serve(version: str, tasks: dict[str, Callable[..., Task]]) -> None:
         version: of the peer.
         tasks: by name, what prepares one: called with the arrays and options by name.
     """
-    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # peers print as they load, from C++ too
-    Server(version, tasks, replies).run()
+    with os.fdopen(int(sys.argv[1]), "w", encoding="utf-8") as replies:
+        Server(version, tasks, replies).run()
 
 
 class Server:
