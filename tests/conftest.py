@@ -9,13 +9,16 @@ from pathlib import Path
 
 import pytest
 
+# Shapes are small: on a busy machine a barrier costs more than a test, also in a test's children.
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before any library reads it
+
 try:
     import torch
 except ImportError:
     HAS_CUDA = False
 else:
     HAS_CUDA = torch.cuda.is_available()
-    torch.set_num_threads(1)  # shapes are small; on a busy machine a barrier costs more than a test
+    torch.set_num_threads(1)
 
 try:
     import tensorrt  # noqa: F401 -- the bindings may be there without the libraries
