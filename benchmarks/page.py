@@ -26,7 +26,7 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 PEOPLE = (1, 8, 32)  # columns of the headline
 NETWORKS = ("cpn-light", "cpn50")  # in the headline: the default, and one that all can run
 SELF = ("reference", "scalar", "baseline")  # peers that are no other project
-LOOP, SINGLE = "reading and pose", "one_person"  # rows of the pipeline that stand beside a peer
+LOOP, SINGLE = "reading and pose", "one person"  # rows of the pipeline that stand beside a peer
 HEADLINE = "Beside other projects"
 GPU = "not measured: no GPU was at hand"
 METHODS = {"dark": "DARK", "udp": "DARK with UDP's blur", "quarter": "quarter of a cell"}
@@ -226,7 +226,7 @@ def missing(rows: Sequence[Row]) -> list[str]:
                 absent.setdefault((name, peer.absent), []).append(what_of(row) or row.name)
     lines = [f"- {name}: {why} ({_once(what)})" for (name, why), what in absent.items()]
     return lines + [
-        f"- refused: {what}, {_once(places)}: {why}" for (what, why), places in refused.items()
+        f"- refused: {_once([what, *places])}: {why}" for (what, why), places in refused.items()
     ]
 
 
@@ -236,7 +236,7 @@ def place_of(row: Row) -> str:
 
 
 def _once(words: Iterable[str]) -> str:
-    return ", ".join(dict.fromkeys(words))
+    return ", ".join(dict.fromkeys(filter(None, words)))
 
 
 # Sections
@@ -453,8 +453,16 @@ def picture_names(machine: Machine) -> dict[str, str]:
 
 
 def sweep_of(document: Document) -> Document:
-    rows = [row for row in document.rows if row.group == "pipeline" and row.device == "cpu"]
-    kept = (row for row in rows if row.name not in (SINGLE, LOOP) and "people" in row.case)
+    """Of the loops over people on placed boxes, those that neither draw nor write."""
+    kept = (
+        row
+        for row in document.rows
+        if row.group == "pipeline"
+        and row.device == "cpu"
+        and row.name not in (SINGLE, LOOP)
+        and "people" in row.case
+        and not (row.case.get("draw") or row.case.get("write"))
+    )
     return replace(document, rows=tuple(kept))
 
 

@@ -41,7 +41,7 @@ def warp(people, ratio):
 def one_person(people, ratio):
     return row(
         "pipeline",
-        "one_person",
+        "one person",
         {"people": people, "engine": "openvino", "precision": "bf16", "every": 10},
         figures={"pck": 79.3, "seen_percent": 99.0},
         peers={"MediaPipe": peer(ratio, figures={"pck": 81.9, "seen_percent": 98.0})},
