@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
+from fastpose import measure
 from fastpose.bench import people as module
 from fastpose.bench.people import (
     AnswerError,
@@ -153,6 +154,22 @@ def test_what_is_written_is_written_whole(clip, tmp_path, draw):
     assert len(run.seconds) == 1
     assert len(run.seconds[0]) == 4
     assert ("draw_ms" in run.split()) is draw
+
+
+def test_stages_are_milliseconds_of_a_frame(clip, tmp_path, monkeypatch):
+    now = [0.0]
+
+    class Slow(Bright):
+        def run(self, count):
+            now[0] += 3.0
+            return super().run(count)
+
+    pose = make_pose()
+    pose._engine = Slow()
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: now[0])
+    split = Run(pose, read_clip(clip, 4), 2, Loop(), tmp_path).split()
+    assert split["network_ms"] == 3000.0
+    assert sum(split.values()) == 3000.0
 
 
 def test_a_shorter_video_is_taken_whole(clip):
