@@ -345,7 +345,8 @@ def test_what_fails_there_is_one_line(tmp_path):
         alone(tmp_path / "none.onnx", OPENVINO)
     text = str(caught.value)
     assert "\n" not in text
-    assert text.startswith("openvino f32 of none.onnx in a process of its own: ")
+    where = "openvino f32 of none.onnx in a process of its own"
+    assert text.startswith(f"{where}: {tmp_path}")
     assert "no such file" in text
 
 
