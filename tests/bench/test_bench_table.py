@@ -76,6 +76,9 @@ def test_columns_with_nothing_in_them_are_left_out():
     assert "H2D" not in text
     assert "PCK" not in text
     assert "×" not in text
+    text = markdown(document(engine_row(time=None, refused="too wide")))
+    assert "median ms" in text
+    assert "p90" not in text
 
 
 def test_what_is_refused_or_absent_is_shown_with_its_reason():
