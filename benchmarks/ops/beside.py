@@ -17,7 +17,7 @@ from fastpose.bench.rows import commit_of
 from fastpose.ops import cpp
 
 # Turns of calls that take milliseconds; shorter ones have the default.
-FEW = 16
+FEW = 12
 
 
 def within(apart: float, bound: float, unit: str) -> str:
