@@ -11,7 +11,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import cv2
 import pytest
@@ -21,13 +20,15 @@ from suite import ROOT, Suite, Timed
 from fastpose.bench.rows import Row
 from fastpose.ops import cpp, set_num_threads
 
+GPU = ROOT / "benchmarks" / "gpu"
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("fastpose")
     group.addoption("--data-dir", default=os.environ.get("FASTPOSE_DATA"), help="of data sets")
     group.addoption("--results", metavar="FILE", help="instead of benchmarks/results/MACHINE/...")
     group.addoption("--machine", metavar="NAME", help="how its folder of results is called")
-    group.addoption("--device", default="cpu", choices=("cpu", "cuda"))
+    group.addoption("--device", default="cpu", choices=("cpu", "cuda"), help="that is measured")
     group.addoption("--full", action="store_true", help="all cases; takes an hour")
     group.addoption("--update-counts", action="store_true", help="of benchmarks/counts")
 
@@ -36,6 +37,14 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "threads: works on several threads, timed by the wall clock")
     if hasattr(config, "workerinput") or config.getoption("numprocesses", None):
         raise pytest.UsageError("benchmarks take turns: not with -n, which runs them side by side")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With --device cuda what is in benchmarks/gpu, and else all but that."""
+    device = config.getoption("--device")
+    others = [item for item in items if (item.path.parent == GPU) != (device == "cuda")]
+    config.hook.pytest_deselected(items=others)
+    items[:] = [item for item in items if item not in others]
 
 
 @pytest.fixture(scope="session")
@@ -79,7 +88,10 @@ def peers() -> Iterator[Peers]:
 
 
 @pytest.fixture
-def timed(suite: Suite, benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., Row]:
+def timed(suite: Suite, request: pytest.FixtureRequest) -> Callable[..., Row]:
     """Check, time by turns, keep the row, hold it against its limits; see `Timed.__call__`."""
+    # without pytest-benchmark nothing is lost but its own table
+    plugin = request.config.pluginmanager.hasplugin("benchmark")
+    benchmark = request.getfixturevalue("benchmark") if plugin else None
     module = Path(request.node.path).relative_to(ROOT)
     return Timed(suite, benchmark, f"pytest {module}")

@@ -170,7 +170,7 @@ class Timed:
     def take(self, calls: Mapping[str, Call], **turns: Any) -> dict[str, Times]:
         """`take_turns`, for what makes rows by itself."""
         # pytest-benchmark lets its fixture be used once
-        pedantic = None if self.used else self.benchmark.pedantic
+        pedantic = None if self.used else getattr(self.benchmark, "pedantic", None)
         self.used = True
         return take_turns(calls, pedantic=pedantic, **turns)
 

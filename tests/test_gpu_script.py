@@ -5,13 +5,16 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("torch")
 
-from fastpose.bench.rows import read_document
+from fastpose.bench.rows import Row, new_document, read_document
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "benchmarks" / "gpu.sh"
@@ -105,6 +108,40 @@ def test_the_stages_fit_the_time():
     shares = re.findall(r"^ *(?:stage|program) [\w-]+ (\d+)", SCRIPT.read_text(), re.MULTILINE)
     assert len(shares) >= 9
     assert sum(map(int, shares)) <= SECONDS
+
+
+def test_the_suite_runs_the_same_programs_for_the_device():
+    run = (
+        "import pytest\n"
+        "words = 'benchmarks/gpu benchmarks/ops/bench_simcc.py --device cuda --collect-only -vv'\n"
+        "sys.exit(pytest.main([*words.split(), '-p', 'no:benchmark', '-p', 'no:xdist']))"
+    )
+    found = re.findall(r"bench_program\[(\w+)\]", without_what_may_be_absent(run))
+    programs = re.findall(r"^program (\w+)", SCRIPT.read_text(), re.MULTILINE)
+    assert found == [program for program in programs if program != "sanitize"]
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_the_suite_keeps_the_rows_of_a_program(status, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    monkeypatch.syspath_prepend(ROOT / "benchmarks" / "gpu")
+    programs = importlib.import_module("bench_programs")
+    path, kept = tmp_path / "gpu.json", []
+    fresh = new_document((), "")
+    suite = SimpleNamespace(document=fresh, add=kept.append)
+    commands = ("python benchmarks/gpu/warp.py --seed 1", "python benchmarks/gpu/step.py --seed 1")
+    rows = [Row("ops", name, {}, command=name) for name in commands]
+    written = replace(fresh, rows=tuple(rows), extra={"ceilings": {"copy_gb_s": 1.0}})
+
+    def run(command, **options):
+        written.write(Path(command[command.index("--out") + 1]))
+        return SimpleNamespace(returncode=status)
+
+    monkeypatch.setattr(programs.subprocess, "run", run)
+    with pytest.raises(AssertionError, match="status 1") if status else nullcontext():
+        programs.bench_program(suite, path, "warp")
+    assert [row.name for row in kept] == [commands[0]]
+    assert suite.document.extra == {"ceilings": {"copy_gb_s": 1.0}}
 
 
 FOUND = "echo Invalid __global__ read of size 4 bytes; echo ERROR SUMMARY: 5 errors"
