@@ -144,6 +144,11 @@ def people_of(row: Row) -> int | None:
 
 def what_of(row: Row) -> str | None:
     """A row in the words of the headline; None where it is not in it."""
+    what = _what(row)
+    return f"{what}, on the GPU" if what and row.device == "cuda" else what
+
+
+def _what(row: Row) -> str | None:
     case = row.case
     if row.group == "ops":
         method = str(case.get("method", ""))

@@ -229,6 +229,7 @@ def test_what_a_gpu_measured_stands_in_its_section(page):
     text = text_of(page, replace(DOCUMENT, machine=with_gpu, rows=(timed,)))
     assert "not measured" not in text
     assert "3.30" in text.split("## On a GPU\n", 1)[1]
+    assert cells(text, "warp, straight, on the GPU")[3] == "× 3.30"
 
 
 def test_nothing_measured_is_said(page):
