@@ -9,10 +9,11 @@ import os
 import re
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -356,6 +357,100 @@ def test_a_document_says_where_the_sources_come_from(device, tmp_path):
     assert found.versions["cuda"] == "13.0"
     (stage,) = found.extra["stages"]
     assert stage["status"] == "timed out"
+
+
+class Found(list):
+    """People with joints in a row."""
+
+    def __init__(self, points, scores):
+        super().__init__(points)
+        joints = len(points[0]) if points else 0
+        self.keypoints = np.asarray(points, np.float32).reshape(len(points), joints, 2)
+        self.scores = np.asarray(scores, np.float32).reshape(len(points), joints)
+
+
+@pytest.mark.parametrize(
+    ("points", "scores", "said"),
+    [
+        ([[[10, 10], [20, 20]]], [[0.9, 0.1]], ""),
+        ([[[10, 10], [90, 90]]], [[0.9, 0.1]], ""),  # nobody was sure of the second
+        ([[[10.3, 10], [20, 20]]], [[0.9, 0.1]], "1 joints 0.15 px"),  # of 256 where it has 512
+        ([[[float("nan")] * 2, [20, 20]]], [[0.9, 0.1]], "1 joints inf px"),
+        ([], [], "0 people instead of 1"),
+    ],
+)
+def test_joints_on_the_device_are_those_of_the_cpu(device, points, scores, said):
+    pipeline = importlib.import_module("pipeline")
+    expected = Found([[[10, 10], [20, 20]]], [[0.9, 0.1]])
+    boxes = np.array([[0, 0, 200, 512]], np.float32)
+    failed = pytest.raises(pipeline.WrongResultError, match=said) if said else nullcontext()
+    with failed:
+        assert "px from those" in pipeline.compare(Found(points, scores), expected, boxes, 256)
+
+
+def test_joints_of_which_none_is_sure_prove_nothing(device):
+    pipeline = importlib.import_module("pipeline")
+    unsure = Found([[[10, 10]]], [[0.1]])
+    with pytest.raises(pipeline.WrongResultError, match="no joint is sure"):
+        pipeline.compare(unsure, unsure, np.array([[0, 0, 9, 9]], np.float32), 256)
+    nobody = Found([], [])
+    assert pipeline.compare(nobody, nobody, np.empty((0, 4)), 256).startswith("nobody")
+
+
+@pytest.mark.parametrize(("late", "fails"), [(1009, False), (1011, True)])
+def test_memory_that_grows_is_an_error(device, monkeypatch, late, fails):
+    pipeline = importlib.import_module("pipeline")
+    frames, sizes = [], iter([1000, late])
+    monkeypatch.setattr(pipeline, "MANY", 20)
+    monkeypatch.setattr(pipeline, "SETTLED", 5)
+    monkeypatch.setattr(pipeline, "resident_bytes", lambda: next(sizes))
+    use = SimpleNamespace(used=500)
+    monkeypatch.setattr(pipeline.cuda, "device_memory", lambda: use)
+    pose = lambda frame, boxes: frames.append(len(boxes))  # noqa: E731
+    bench = SimpleNamespace(dry=False)
+    failed = pytest.raises(pipeline.WrongResultError, match="memory grew by 1[.]10 %")
+    with failed if fails else nullcontext():
+        found = pipeline.measure_memory(bench, pose)
+        assert found.figures["growth_percent"] == pytest.approx(0.9)
+    assert frames[:8] == [*pipeline.PEOPLE, 0]
+    assert len(frames) == 20
+
+
+def test_the_memory_of_an_engine_is_what_opening_it_took(device, monkeypatch):
+    networks = importlib.import_module("networks")
+    use = SimpleNamespace(allocated=100, peak=700)
+    monkeypatch.setattr(networks.cuda, "device_memory", lambda: use)
+    monkeypatch.setattr(networks.cuda, "forget_peak", lambda: None)
+    watch = networks.Watch()
+    for step in ("open torch eager f16", "compare torch eager f16", "time batches of 1"):
+        watch(step)
+    assert watch.peaks == {"torch eager f16": 600}
+
+
+def test_weights_are_read_where_their_package_is_missing(device, tmp_path, monkeypatch):
+    package = pytest.importorskip("safetensors.torch")
+    stand_in = importlib.import_module("stand_in")
+    tensors = {
+        "a": torch.randn(3, 4),
+        "b": torch.randn(5).half(),
+        "c": torch.tensor(7),
+        "d": torch.randn(2, 2).bfloat16(),
+        "e": torch.empty(0, 3),
+    }
+    path = tmp_path / "weights.safetensors"
+    package.save_file(tensors, str(path), metadata={"made": "here"})
+    found = stand_in.load_file(str(path))
+    assert found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape)
+        assert torch.equal(found[name], tensor)
+
+    stand_in.read_safetensors()
+    assert sys.modules["safetensors.torch"] is package
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    stand_in.read_safetensors()
+    assert sys.modules["safetensors.torch"].load_file is stand_in.load_file
 
 
 def test_a_worker_that_lost_the_device_fails_one_test_alone(tmp_path):

@@ -31,7 +31,7 @@ ABSENT = 3  # a program's exit status where what it needs is not installed
 WIDTH = 118
 LONGEST = 11_000  # characters of the table: whoever ran this elsewhere may see only its end
 MESSAGE = 400
-ORDER = ("pipeline", "counts", "memory", "engines", "ops")  # of the table, which may be cut
+ORDER = ("pipeline", "counts", "memory", "startup", "engines", "accuracy", "ops")  # it may be cut
 UNSTEADY = 0.05  # a spread from which on it is told
 
 
