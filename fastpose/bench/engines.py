@@ -11,7 +11,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -235,7 +235,7 @@ def measure_engines(
     asked = _Asked(model, tuple(batches), threads, calibration, alone, allow, tell or _silent)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        judge = stack.enter_context(_judging(asked, pictures))
+        judge = stack.enter_context(closing(_Judge(asked, pictures)))
         sides = [_prepared(asked, case, folder, judge, stack) for case in cases]
         images = _windows(pictures, max(batches))
         rows: list[Row] = []
@@ -475,12 +475,6 @@ class _Judge:
         return self._references[key]
 
 
-@contextmanager
-def _judging(asked: _Asked, pictures: Fixtures) -> Iterator[_Judge]:
-    with closing(_Judge(asked, pictures)) as judge:
-        yield judge
-
-
 class _Remembering:
     """An engine that runs a batch once, however often it is asked."""
 
@@ -604,7 +598,7 @@ def _rows(
     calls: dict[str, Callable[[], object]] = {
         name: _engine_call(side.engine, images) for name, side in ready.items() if side.engine
     }
-    module = _module_call(asked, images) if calls else ""
+    module = _module_call(asked, images, _torch_device(ready.values())) if calls else ""
     if not isinstance(module, str):
         calls[MODULE] = module
     times = _take(calls, ready, rounds, take) if calls else {}
@@ -675,8 +669,14 @@ def _engine_call(engine: Engine, images: Floats) -> Callable[[], object]:
     return lambda: engine.run(count)
 
 
-def _module_call(asked: _Asked, images: Floats) -> Callable[[], object] | str:
-    """The network as PyTorch runs it, or why there is none."""
+def _torch_device(sides: Iterable[_Side]) -> str:
+    """Where the module is to run: where the engines do."""
+    devices = (side.case.device for side in sides)
+    return next((device for device in devices if device.startswith("cuda")), "cpu")
+
+
+def _module_call(asked: _Asked, images: Floats, device: str) -> Callable[[], object] | str:
+    """The network as PyTorch runs it, from the host's memory into it; or why there is none."""
     if not asked.spec.network:
         return "a network from elsewhere has no module"
     if find_spec("torch") is None:
@@ -689,12 +689,13 @@ def _module_call(asked: _Asked, images: Floats) -> Callable[[], object] | str:
         torch.set_num_threads(asked.threads)
     name = asked.spec.name
     weights = asked.weights or source.find_weights(asked.spec)
-    network = (create(name, weights=weights) if weights else random_network(name)).eval()
+    network = create(name, weights=weights) if weights else random_network(name)
+    network.eval().to(device)
     batch = torch.from_numpy(images)
 
     def run() -> object:
         with torch.inference_mode():
-            return network.predict(batch)
+            return network.predict(batch.to(device)).cpu()
 
     return run
 
