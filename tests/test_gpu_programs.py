@@ -408,7 +408,7 @@ def test_memory_that_grows_is_an_error(device, monkeypatch, late, fails):
     monkeypatch.setattr(pipeline.cuda, "device_memory", lambda: use)
     pose = lambda frame, boxes: frames.append(len(boxes))  # noqa: E731
     bench = SimpleNamespace(dry=False)
-    failed = pytest.raises(pipeline.WrongResultError, match="memory grew by 1[.]10 %")
+    failed = pytest.raises(pipeline.WrongResultError, match=r"memory grew by 1\.10 %")
     with failed if fails else nullcontext():
         found = pipeline.measure_memory(bench, pose)
         assert found.figures["growth_percent"] == pytest.approx(0.9)
