@@ -404,10 +404,8 @@ def test_memory_that_grows_is_an_error(device, monkeypatch, late, fails):
     monkeypatch.setattr(pipeline, "MANY", 20)
     monkeypatch.setattr(pipeline, "SETTLED", 5)
     monkeypatch.setattr(pipeline, "resident_bytes", lambda: next(sizes))
-    use = SimpleNamespace(used=500)
-    monkeypatch.setattr(pipeline.cuda, "device_memory", lambda: use)
     pose = lambda frame, boxes: frames.append(len(boxes))  # noqa: E731
-    bench = SimpleNamespace(dry=False)
+    bench = SimpleNamespace(dry=False, device_bytes=lambda: 500)
     failed = pytest.raises(pipeline.WrongResultError, match=r"memory grew by 1\.10 %")
     with failed if fails else nullcontext():
         found = pipeline.measure_memory(bench, pose)

@@ -5,8 +5,8 @@
 The rows are those of `fastpose.bench.engines`: each engine is compared with the network in f32 on
 the CPU before it is timed, by joints where there are trained weights, else by results; a run is
 timed from windows on the host to results there, and split by the device's clock, where the network
-is in a CUDA graph as `fastpose.Pose` has it. `device_mb` is the most that tensors of an engine take
-while it is opened and run. What is not installed stands there with its reason.
+is in a CUDA graph as `fastpose.Pose` has it. `allocated_mb` is the most that tensors take while an
+engine is opened and run. What is not installed stands there with its reason.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def _case_name(row: Row, names: Mapping[tuple[tuple[str, Any], ...], str]) -> st
 def _with_memory(row: Row, peak: int | None) -> Row:
     if not peak:
         return row
-    return replace(row, figures={**row.figures, "device_mb": round(peak / 1e6, 1)})
+    return replace(row, figures={**row.figures, "allocated_mb": round(peak / 1e6, 1)})
 
 
 def absent(device: str) -> list[Row]:

@@ -149,13 +149,10 @@ def measure_videos(
             draw=draw,
             write=write,
         )
-    return rows if bench.dry else [_with_memory(row) for row in rows]
-
-
-def _with_memory(row: Row) -> Row:
-    """With what the devices have in use, by all processes."""
-    used = cuda.device_memory().used
-    return row if used is None else replace(row, figures={**row.figures, "device_mb": used / 1e6})
+    if bench.dry:
+        return rows
+    used = {"device_mb": round(bench.device_bytes() / 1e6, 1)}
+    return [replace(row, figures={**row.figures, **used}) for row in rows]
 
 
 def measure_frame(bench: Bench, pose: Pose, exact: Pose, people: int) -> dict[str, Found]:
@@ -173,10 +170,8 @@ def measure_frame(bench: Bench, pose: Pose, exact: Pose, people: int) -> dict[st
         return {name: Found(check) for name, check in checks.items()}
     calls = {name: functools.partial(pose, one, boxes=boxes) for name, one in given.items()}
     times = steady(lambda: take_turns(calls, rounds=ROUNDS, repeats=1))
-    used = cuda.device_memory()
-    memory = {"device_mb": used.used, "allocated_mb": used.allocated}
-    figures = {name: round(size / 1e6, 1) for name, size in memory.items() if size is not None}
-    return {name: _found(name, times, checks[name], figures) for name in given}
+    used = {"device_mb": round(bench.device_bytes() / 1e6, 1)}
+    return {name: _found(name, times, checks[name], used) for name in given}
 
 
 def _found(name: str, times: dict[str, Times], check: str, figures: dict[str, float]) -> Found:
@@ -228,12 +223,11 @@ def measure_memory(bench: Bench, pose: Pose) -> Found:
 
 
 def taken(bench: Bench) -> dict[str, int]:
-    """Bytes in RAM, and in use on the devices."""
+    """Bytes of this program in RAM, and on the device."""
     resident = resident_bytes()
-    used = 0 if bench.dry else cuda.device_memory().used
-    if resident is None or used is None:
+    if resident is None:
         raise BackendError("this system does not tell what memory is in use")
-    return {"rss_mb": resident} | ({} if bench.dry else {"device_mb": used})
+    return {"rss_mb": resident} | ({} if bench.dry else {"device_mb": bench.device_bytes()})
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

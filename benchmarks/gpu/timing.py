@@ -30,7 +30,7 @@ from fastpose.bench.cuda import Replay, SetCall
 from fastpose.bench.rows import Peer as PeerRow
 from fastpose.bench.rows import Row, load
 from fastpose.bench.rows import timed as figures_of
-from fastpose.machine import gpus
+from fastpose.machine import gpu_bytes, gpus
 from fastpose.measure import Times, steady
 
 NODE_S = 5e-6  # seconds at most, for one launch in a graph, where the bytes count for nothing
@@ -139,6 +139,7 @@ class Bench:
         mine = (row for row in known if row.command.startswith(self._program))
         self.failed = any(row.absent for row in mine)
         self.report.describe(*describe_machine())
+        self._idle = gpu_bytes() or 0  # what others have in use, before anything of ours is
         if not self.dry:
             gc.freeze()  # what is imported stays: no search through it after every row
             cuda.warm_up_clocks()
@@ -150,6 +151,10 @@ class Bench:
     def sets(self, size: float) -> int:
         """How many sets of inputs and results of `size` bytes pass the L2 cache."""
         return 2 if self.dry else cuda.sets_past_cache(size)
+
+    def device_bytes(self) -> int:
+        """What this program has in use on the device: tensors, code, and what is kept for later."""
+        return (cuda.device_memory().used or 0) - self._idle
 
     def random(self, *shape: int, low: float = 0.0, high: float = 1.0) -> torch.Tensor:
         """Fresh uniform float32 numbers, other ones in each run; rows carry the seed."""

@@ -89,6 +89,8 @@ RULES = {
     "allocations": _COUNT,
     "allocated_bytes": _COUNT,
     "launches": _COUNT,
+    "kernels": _COUNT,
+    "copies": _COUNT,
     "syncs": _COUNT,
     "registers": _COUNT,
     "spills": _COUNT,
