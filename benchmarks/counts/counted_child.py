@@ -18,7 +18,6 @@ def main() -> None:
         known[key].answer()  # what is done once, such as the tables of a method
     simulator.start()
     for number, key in enumerate(keys):
-        known[key].answer()  # symbols are resolved at their first call
         simulator.zero()
         for _ in range(int(calls)):
             known[key].answer()

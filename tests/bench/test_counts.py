@@ -95,7 +95,7 @@ def test_every_case_has_a_baseline_and_no_other(counts):
     assert list(known["instructions"]["cases"]) == list(counts.kernel_cases.kernel_cases())
 
 
-def test_allocations_are_calls_of_others_than_the_allocators(counts):
+def test_allocations_are_calls_by_the_kernel_and_not_by_an_allocator(counts):
     dump = """fn=(1) fastpose::decode(fastpose::DecodeJob const&, fastpose::Isa)
 cfn=(2) operator new(unsigned long)
 calls=3 0
@@ -111,6 +111,10 @@ fn=(3)
 cfn=(4)
 calls=2 0
 0 40
+fn=(5) pybind11::cpp_function::dispatcher(_object*, _object*, _object*)
+cfn=(4)
+calls=9 0
+0 0
 totals: 1234
 """
     assert counts.callgrind._allocations(dump) == 3 + 2
