@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -59,14 +59,15 @@ class Pictures:
         zooms, shifts = self.zooms[:, None], self.shifts[:, None]
         own = (points + 0.5) * zooms - shifts - 0.5
         found = np.isfinite(own).any(axis=(1, 2))
-        samples = tuple(s for s, here in zip(self.data.samples, found, strict=True) if here)
-        known = PoseData(self.data.name, self.data.skeleton, samples, self.data.split)
-        return {
+        figures = {
             "pck": limbs(self.data, own),
-            "pck_found": limbs(known, own[found]),
             "found_percent": round(100 * float(found.mean()), 2),
             "pictures": len(found),
         }
+        if found.any():
+            samples = tuple(s for s, here in zip(self.data.samples, found, strict=True) if here)
+            figures["pck_found"] = limbs(replace(self.data, samples=samples), own[found])
+        return figures
 
 
 def limbs(data: PoseData, points: np.ndarray) -> float:

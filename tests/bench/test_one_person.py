@@ -64,6 +64,8 @@ def test_joints_of_padded_pictures_are_scored_in_their_own(pictures):
     assert pictures.pck(points) == {**whole, "pck": 66.67, "found_percent": 66.67}
     points[:, LIMBS] += 500
     assert pictures.pck(points)["pck"] == 0
+    nobody = {"pck": 0.0, "found_percent": 0.0, "pictures": 3}
+    assert pictures.pck(np.full_like(points, np.nan)) == nobody
 
 
 def people(*joints: np.ndarray) -> People:
