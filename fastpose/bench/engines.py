@@ -7,6 +7,7 @@ any more has no time. Then all take turns in one process over the same windows.
 from __future__ import annotations
 
 import hashlib
+import re
 import tempfile
 import time
 import warnings
@@ -295,6 +296,11 @@ class _Side:
     refused: str = ""
 
 
+def _without_folders(text: str) -> str:
+    """Files by their last name alone: rows are read elsewhere, and tell nothing of this machine."""
+    return re.sub(r"(?<![^\s'\"])(?:/[^\s/:]+)+/(?=[^\s/:])", "", text)
+
+
 def _silent(text: str) -> None:
     """Tell nobody."""
 
@@ -336,7 +342,7 @@ def _prepared(
             warnings.simplefilter("ignore", UserWarning)  # random weights; bounds are looked at
             side.engine, side.file, seconds = _opened(asked, case, folder)
     except FastposeError as error:
-        side.absent = str(error)
+        side.absent = _without_folders(str(error))
         return side
     stack.enter_context(closing(side.engine))
     manifest = side.engine.manifest
@@ -445,7 +451,7 @@ class _Judge:
             judge = _judge_random if untaught else _judge_joints
             reasons = judge(side, reference, self._pictures)
         except (FastposeError, ValueError) as error:
-            side.refused = str(error)
+            side.refused = _without_folders(str(error))
             return
         if reasons and self._asked.allow:
             side.check += f"; over the bounds: {'; '.join(reasons)}"

@@ -210,6 +210,15 @@ def test_int8_without_pictures_says_what_it_needs(calm):
     assert "int8 is calibrated with pictures" in row.absent
 
 
+def test_a_reason_tells_no_folder_of_this_machine(calm, monkeypatch):
+    def opened(*_, **__):
+        raise EngineError("/home/somebody/.cache/calm-1.onnx: no primitive; see a/b, 1/2 or '/x/y'")
+
+    monkeypatch.setattr(bench, "open_engine", opened)
+    (row,) = measured(OPENVINO, batches=(1,))
+    assert row.absent == "calm-1.onnx: no primitive; see a/b, 1/2 or 'y'"
+
+
 def test_half_a_pixel_is_never_timed(calm, shifted):
     take = Turns()
     wrong, right = measured(OPENVINO, EngineCase("torch", "f32"), take=take, batches=(1,))
