@@ -17,7 +17,8 @@ from fastpose.ops import cpp
 from fastpose.ops.decode import METHODS
 
 PEOPLE, JOINTS = 8, 17
-ISAS = ("scalar", "avx2")  # valgrind knows no AVX-512
+# valgrind knows no AVX-512
+ISAS = ("scalar",) if cpp.best_isa() == "scalar" else ("scalar", "avx2")
 
 
 @dataclass(frozen=True)
