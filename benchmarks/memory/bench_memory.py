@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from soak import growth_percent, write_noise
-from suite import Timed, WrongAnswerError
+from suite import Suite, WrongAnswerError
 
 from fastpose.bench.alone import alone
 from fastpose.bench.engines import parse_case
@@ -19,13 +19,14 @@ from fastpose.fixtures import PICTURES
 
 FRAMES = 10_000
 MOST = 1.0  # percent that memory may grow after the first 500 frames
+COMMAND = "pytest benchmarks/memory/bench_memory.py"
 SOAK = Path(__file__).with_name("soak.py")
 STREET = (360, 640)  # (h, w) of the frames that a detector looks at
 
 
 @pytest.mark.parametrize("model", [None, "default"], ids=["small", "default"])
 def bench_long_video(
-    timed: Timed, model: str | None, tmp_path: Path, request: pytest.FixtureRequest
+    suite: Suite, model: str | None, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     """10,000 frames through reader, network, tracks, filters and files."""
     if model and not request.config.getoption("--full"):
@@ -50,13 +51,14 @@ def bench_long_video(
             "peak_rss_mb": round(max(done["samples"]) / 1e6, 1),
         },
         load=load(),
+        command=COMMAND,
     )
-    timed.keep(row)
+    suite.add(row)
     assert grown < MOST, f"memory grew by {grown:.2f} %, less than {MOST} expected"
 
 
 @pytest.mark.parametrize("case", ["openvino:bf16", "openvino:f32", "onnxruntime:f32"])
-def bench_whole_pose(timed: Timed, case: str) -> None:
+def bench_whole_pose(suite: Suite, case: str) -> None:
     """Default model and detector on one picture: the peak of a process that does nothing else."""
     parsed = parse_case(case)
     figures = alone("default", parsed, threads=1, picture=PICTURES / "astronaut.jpg")
@@ -68,8 +70,9 @@ def bench_whole_pose(timed: Timed, case: str) -> None:
         threads=1,
         figures=figures,
         load=load(),
+        command=COMMAND,
     )
-    timed.keep(row)
+    suite.add(row)
 
 
 def _child(asked: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from fastpose import Pose
 from fastpose.bench.people import PEOPLE, measure_people
 from fastpose.errors import BackendError
 
-FRAMES, ROUNDS = 5, 6
+FRAMES, ROUNDS = 4, 5
 FEW = (1, 8)  # people, where all numbers of them would tell nothing new
 
 pytestmark = pytest.mark.threads
