@@ -130,7 +130,7 @@ class Timed:
         beside = dict(beside or {})
         row = Row(group, name, case, check(), threads, device, clock, command=self.command)
         words = {n: peer.check() for n, peer in beside.items() if peer.call and peer.check}
-        if getattr(self.benchmark, "disabled", False):  # --benchmark-disable: the checks alone
+        if self.checks_only:
             return row
         calls = {"ours": ours, **{n: peer.call for n, peer in beside.items() if peer.call}}
 
@@ -167,8 +167,15 @@ class Timed:
         assert_limits(row)
         return row
 
+    @property
+    def checks_only(self) -> bool:
+        """--benchmark-disable: answers are checked, and nothing is timed for a row."""
+        return bool(getattr(self.benchmark, "disabled", False))
+
     def take(self, calls: Mapping[str, Call], **turns: Any) -> dict[str, Times]:
         """`take_turns`, for what makes rows by itself."""
+        if self.checks_only:
+            return take_turns(calls, **{**turns, "rounds": 1, "warm_up": 0, "settle": 0.0})
         # pytest-benchmark lets its fixture be used once
         pedantic = None if self.used else getattr(self.benchmark, "pedantic", None)
         self.used = True
@@ -176,6 +183,8 @@ class Timed:
 
     def keep(self, row: Row, limits: Mapping[str, float] | None = None) -> Row:
         """A row that was made elsewhere; `assert_limits` holds it against its limits."""
+        if self.checks_only:
+            return row
         return self.suite.add(replace(row, limits=dict(limits or {}), command=self.command))
 
 
