@@ -82,7 +82,7 @@ def bench_propagate_beside_convolutions(timed, request):
     timed(
         "ops",
         "propagate",
-        {"people": 1, "method": f"{widths[0]} channels of {cells}x{cells}", "backend": "reference"},
+        {"people": 1, "input": f"maps {widths[0]}x{cells}x{cells}"},
         ours,
         check=check,
         beside={

@@ -28,7 +28,7 @@ def within(apart: float, bound: float, unit: str) -> str:
     """
     if not apart <= bound:
         raise WrongAnswerError(f"{apart:.3g} {unit} apart, at most {bound:g}")
-    return f"within {apart:.1g} {unit}" if apart else f"equal, in {unit}"
+    return f"within {apart:.1g} {unit}" if apart else "equal"
 
 
 def instruction_sets() -> tuple[str, ...]:
