@@ -44,7 +44,7 @@ from fastpose.types import Frame, People
 
 BATCHES = (1, 8)
 FRAMES = 6  # of each pass of a video
-TURNS, PASSES = 10, 5  # of an engine, of a video: with the default model a minute on four cores
+TURNS, PASSES = 10, 5  # of an engine, of a video: few, for a first look
 CLIP_SIZE, CLIP_FPS, CLIP_STEP = (720, 1280), 25.0, 8  # (h, w); pixels that it pans a frame
 ALL = "all"
 
@@ -208,14 +208,15 @@ class _Bench:
         self._look_first(spec)
         if plan.threads:
             set_num_threads(plan.threads)
+        watched = self._watched(cases)
         pictures = windows(spec, plan.data, limit=plan.limit, threads=plan.threads)
         if plan.batches:
             self._add(self._engines(cases, pictures))
-        if not plan.people and plan.finder == "none":
+        if not watched:
             return self.document
         with tempfile.TemporaryDirectory() as folder:
             video = plan.video or make_clip(Path(folder) / "built-in.mp4", plan.frames)
-            for case in self._watched(cases):
+            for case in watched:
                 for rows in self._passes(spec, case, video, Path(folder)):
                     self._add(rows)
         return self.document
@@ -253,8 +254,14 @@ class _Bench:
         )
 
     def _watched(self, cases: Sequence[EngineCase]) -> list[EngineCase]:
-        """The engines that the video runs in: those asked for, else the one that `Pose` takes."""
+        """The engines that the video runs in: those asked for, else the one that `Pose` takes.
+
+        Raises:
+            BackendError: that one cannot run here.
+        """
         plan = self.plan
+        if not self._who():
+            return []
         if plan.engines or plan.bundle:
             return list(cases)
         with closing(open_engine(plan.model, device=plan.device, threads=plan.threads)) as engine:

@@ -275,6 +275,16 @@ def test_a_fault_of_the_input_is_one_line_before_anything_is_measured(
     assert measured.engines == measured.people == []
 
 
+def test_a_device_that_is_not_there_is_found_first(measured, capsys, monkeypatch):
+    def no_device(*_, device, **__):
+        raise BackendError(f"torch has no device {device!r}")
+
+    monkeypatch.setattr(bench_run, "open_engine", no_device)
+    status, out, err = bench(capsys, "--device", "cuda")
+    assert (status, out, err) == (2, "", "fastpose bench: torch has no device 'cuda'\n")
+    assert measured.engines == []
+
+
 @pytest.mark.parametrize(
     "words",
     [
