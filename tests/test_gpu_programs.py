@@ -146,7 +146,8 @@ def test_times_that_stay_unsteady_are_refused(bench, timing, device):
         device.now += next(lengths)
 
     def compute():
-        return timing.Found("the same", bench.take_turns({"ours": timing.Replay(run)}))
+        times = bench.take_turns({"ours": timing.Replay(run)})
+        return timing.Found("the same", times, {"gb_s": 1.0})
 
     bench.record("pipeline", "step", {"people": 8}, compute, limits={"calls_per_s": 1.0})
     row = bench.report.read().rows[-1]
@@ -224,6 +225,7 @@ def test_rows_of_others_are_kept_or_their_reason(bench, timing, device):
     assert fine.figures == {"fps": 2.0}
     assert fine.command == bench.command
     assert failed.absent == "IndexError: list index out of range"
+    assert failed.load is not None
     assert bench.failed
 
 

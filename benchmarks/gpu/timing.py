@@ -252,7 +252,7 @@ class Bench:
 
     def _told(self, row: Row) -> Row:
         """With the command that makes it again; of a dry run without any figure."""
-        row = replace(row, command=self.command)
+        row = replace(row, command=self.command, load=load())
         if not self.dry:
             return row
         peers = {name: PeerRow(absent="not timed in a dry run") for name in row.peers}
@@ -405,7 +405,6 @@ def _filled(row: Row, found: Found, limits: Mapping[str, float]) -> Row:
             if name not in found.notes and name not in found.absent
         },
         refused=refused,
-        load=load(),
     )
 
 
