@@ -1,6 +1,6 @@
 """A long video through the whole path, and the memory of the process as it goes.
 
-    python benchmarks/memory/soak.py '{"frames": 10000, "model": null}'
+    python benchmarks/memory/soak.py '{"frames": 10000, "model": null, "threads": 1}'
 
 Everything that holds something from frame to frame takes part: reader, detector or boxes, tracks,
 filters, a file of joints and a drawn video. Prints one JSON object.
@@ -25,13 +25,15 @@ from fastpose import Pose
 from fastpose.bench.people import place_boxes
 from fastpose.detect import BoxesFile
 from fastpose.engines import Statement, wrap_network
-from fastpose.frames import open_source
+from fastpose.fixtures import PICTURES
+from fastpose.frames import open_source, picture_files, read_picture
 from fastpose.machine import resident_bytes
 from fastpose.sinks import open_sinks
 from fastpose.types import Boxes, Frame, People
 
 SETTLED, WINDOW, STEP = 500, 1000, 20  # frames
 SIZE = (96, 128)  # (h, w) of a frame in pixels
+STREET = (360, 640)  # of one that a detector looks at
 PEOPLE, JOINTS = 4, 14
 
 Keep = Callable[[Frame, People], object]
@@ -82,12 +84,12 @@ def soak(
     with open_source(video) as source:
         sinks = open_sinks(("jsonl",), folder, source, header, video=True)
         stream = pose.stream(source, boxes=boxes, detect_every=5, smooth="one-euro")
-        for frame, people in stream:
+        for frame, there in stream:
             for sink in sinks:
-                sink.write(frame, people)
+                sink.write(frame, there)
             if keep:
-                keep(frame, people)
-            seen, found = seen + 1, found + len(people)
+                keep(frame, there)
+            seen, found = seen + 1, found + len(there)
             if seen % STEP == 0:
                 samples.append(resident_bytes() or 0)
         for sink in sinks:
@@ -95,16 +97,30 @@ def soak(
     return samples, seen, found
 
 
-def write_noise(path: Path, frames: int, size: tuple[int, int] = SIZE) -> None:
-    """A video of moving noise, (h, w) pixels."""
+def write_video(path: Path, frames: int, picture: np.ndarray, size: tuple[int, int]) -> None:
+    """A camera that pans over a picture of its own height, there and back, (h, w) pixels."""
     h, w = size
-    noise = np.random.default_rng(0).integers(0, 256, (2 * h, 2 * w, 3), np.uint8)
-    noise = cv2.GaussianBlur(noise, (0, 0), 4)
+    room = picture.shape[1] - w
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 25, (w, h))
     for i in range(frames):
-        top, left = i % h, i % w
-        writer.write(np.ascontiguousarray(noise[top : top + h, left : left + w]))
+        left = abs((i + room) % (2 * room) - room)
+        writer.write(np.ascontiguousarray(picture[:h, left : left + w]))
     writer.release()
+
+
+def noise(size: tuple[int, int] = SIZE) -> np.ndarray:
+    """Twice as wide as (h, w)."""
+    h, w = size
+    grains = np.random.default_rng(0).integers(0, 256, (h, 2 * w, 3), np.uint8)
+    return cv2.GaussianBlur(grains, (0, 0), 4)
+
+
+def people(size: tuple[int, int] = STREET) -> np.ndarray:
+    """The built-in pictures side by side, as high as (h, w)."""
+    pictures = [read_picture(path) for path in picture_files(PICTURES.iterdir())]
+    widths = [round(p.shape[1] * size[0] / p.shape[0]) for p in pictures]
+    sized = [cv2.resize(p, (w, size[0])) for p, w in zip(pictures, widths, strict=True)]
+    return np.concatenate(sized, axis=1)
 
 
 def everybody(video: Path, frames: int, size: tuple[int, int] = SIZE) -> BoxesFile:
@@ -133,17 +149,11 @@ def main(words: Sequence[str]) -> dict[str, Any]:
     asked = json.loads(words[0])
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        frames, model = int(asked["frames"]), asked["model"]
-        size = SIZE
-        if model:
-            video, boxes = Path(asked["video"]), None
-        else:
-            video = folder / "noise.mp4"
-            write_noise(video, frames, size)
-            boxes = everybody(video, frames)
-        network = model or write_network(folder)
-        detector = "default" if model else "none"
-        with Pose(network, detector=detector, threads=asked.get("threads", 1)) as pose:
+        frames, model, video = int(asked["frames"]), asked["model"], folder / "pan.mp4"
+        write_video(video, frames, *((people(), STREET) if model else (noise(), SIZE)))
+        boxes = None if model else everybody(video, frames)
+        network, detector = (model, "default") if model else (write_network(folder), "none")
+        with Pose(network, detector=detector, threads=asked["threads"]) as pose:
             samples, seen, found = soak(pose, video, folder, boxes)
     return {"frames": seen, "people": found, "samples": samples}
 

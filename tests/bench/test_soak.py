@@ -11,7 +11,7 @@ pytest.importorskip("onnx")
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "memory"))
 
 import soak
-from soak import everybody, growth_percent, write_network, write_noise
+from soak import everybody, growth_percent, noise, write_network, write_video
 
 from fastpose import Pose
 
@@ -40,7 +40,7 @@ def test_windows_that_overlap_are_refused():
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("soak")
     video = folder / "noise.mp4"
-    write_noise(video, FRAMES, SIZE)
+    write_video(video, FRAMES, noise(SIZE), SIZE)
     boxes = everybody(video, FRAMES, SIZE)
     network = write_network(folder)
 
