@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -266,7 +267,7 @@ class _Asked:
     def bundle(self) -> Path | None:
         return Path(self.model) if names_file(self.model) and not self.weights else None
 
-    @property
+    @cached_property  # a weight file is read whole to see that its card is its own
     def spec(self) -> ModelSpec:
         if self.bundle:
             manifest, _ = read_bundle(self.bundle)

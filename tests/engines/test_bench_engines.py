@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from fastpose.bench.engines import (
 )
 from fastpose.bench.rows import Row
 from fastpose.engines import Statement, open_engine, wrap_network
+from fastpose.engines.manifest import file_hash
 from fastpose.errors import EngineError
 from fastpose.fixtures import Fixtures, windows
 from fastpose.measure import Times
@@ -249,6 +251,23 @@ def test_half_a_pixel_is_seen_in_random_results(untrained, shifted):
     (row,) = measured(OPENVINO, batches=(1,))
     assert row.time is None
     assert "the results differ by" in row.refused
+
+
+@pytest.mark.parametrize("random", [0, 3])
+def test_a_weight_file_is_judged_by_what_its_card_says(calm, tmp_path, random):
+    path = tmp_path / "calm.safetensors"
+    path.write_bytes((calm / "calm.safetensors").read_bytes())
+    card = {"name": "calm", "weights_sha256": file_hash(path), "random": random}
+    path.with_suffix(".json").write_text(json.dumps(card))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of what is random
+        (row,) = measure_engines(
+            path, [EngineCase("torch", "f32")], batches=(1,), pictures=pictures(), threads=1,
+            alone=False, take=Turns(),
+        )  # fmt: skip
+    assert row.time
+    assert row.check.startswith("results of random weights" if random else "joints on 6 windows")
+    assert row.figures["file_mb"] == round(path.stat().st_size / 1e6, 2)
 
 
 def test_another_precision_than_asked_is_refused(untrained, monkeypatch):
