@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from fastpose.bench.rows import Document, ResultsError, Row
@@ -17,6 +17,7 @@ from fastpose.bench.rows import Document, ResultsError, Row
 FAIL_OVER = 0.05  # share of the figure before
 FAILING = ("slower", "worse", "missing")
 TIME = "median ms"
+RATIO = "ratio to "
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,11 @@ class Change:
     noise: float = 0.0
     verdict: str = "same"
     note: str = ""
+
+    @property
+    def timed(self) -> bool:
+        """Whether it is of a time, or a ratio of two."""
+        return self.what == TIME or self.what.startswith(RATIO)
 
     @property
     def failing(self) -> bool:
@@ -180,8 +186,7 @@ def _changes_of_row(row: Row, now: Row | None, bound: float, here: bool) -> Iter
             yield Change(row.key, "", verdict="new", note=f"before: {row.absent}")
         return
     if now is None or now.absent:
-        note = now.absent if now else "not in the second document"
-        yield Change(row.key, "", verdict="missing", note=note)
+        yield Change(row.key, "", verdict="missing", note=now.absent if now else "")
         return
     if row.refused or now.refused:
         yield Change(
@@ -214,13 +219,13 @@ def _changes_of_peers(row: Row, now: Row, bound: float) -> Iterator[Change]:
         if other is None or other.ratio is None:
             # that a peer is not there is no fault of ours: it does not fail
             note = other.absent if other else "the peer is not in the second document"
-            yield Change(row.key, f"ratio to {name}", peer.ratio, verdict="refused", note=note)
+            yield Change(row.key, f"{RATIO}{name}", peer.ratio, verdict="refused", note=note)
             continue
         noise = max(peer.spread or 0.0, other.spread or 0.0)
         # the peer's time by ours: the inverse is ours in units of the peer's, which less is better
         shares = (1 / peer.ratio, 1 / other.ratio)
-        judged = _judged(row.key, f"ratio to {name}", shares, _Rule(), bound, noise)
-        yield Change(**{**asdict(judged), "before": peer.ratio, "after": other.ratio})
+        judged = _judged(row.key, f"{RATIO}{name}", shares, _Rule(), bound, noise)
+        yield replace(judged, before=peer.ratio, after=other.ratio)
 
 
 def _changes_of_figures(row: Row, now: Row, bound: float, here: bool) -> Iterator[Change]:
@@ -243,13 +248,13 @@ def _judged(
     change = worse / abs(before) if before else math.copysign(math.inf, worse) if worse else 0.0
     shares = max(rule.least_share, bound if rule.bounded else 0.0)
     small = abs(change) <= shares or abs(worse) <= rule.least
-    timed = what == TIME or what.startswith("ratio to ")
+    found = Change(key, what, before, after, change, noise)
     if small:
         verdict = "same"
     elif abs(change) <= noise:
         verdict = "unclear"
     elif change > 0:
-        verdict = "slower" if timed else "worse"
+        verdict = "slower" if found.timed else "worse"
     else:
-        verdict = "faster" if timed else "better"
-    return Change(key, what, before, after, change, noise, verdict)
+        verdict = "faster" if found.timed else "better"
+    return replace(found, verdict=verdict)

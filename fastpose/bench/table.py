@@ -344,7 +344,10 @@ def markdown_of_changes(
         ("spread", True),
         ("verdict", False),
     ]
-    lines += _lines(heads, [_cells(change) for change in changes])
+    shown = [found for found in changes if found.timed or found.verdict != "same"]
+    lines += _lines(heads, [_cells(change) for change in shown])
+    if len(shown) < len(changes):
+        lines += ["", f"Other figures that are the same: {len(changes) - len(shown)}."]
     notes = [
         f"- {change.row}: {change.verdict}: {change.note}" for change in changes if change.note
     ]

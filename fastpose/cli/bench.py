@@ -290,8 +290,9 @@ def _compare(args: argparse.Namespace) -> int:
     if args.fail_over is None or not failing:
         return 0
     for change in failing:
-        by = f"{change.what} {change_text(change)}" if change.what else change.note
-        print(f"fastpose bench: {change.verdict}: {change.row}: {by}", file=sys.stderr)
+        why = [f"{change.what} {change_text(change)}"] if change.what else [change.note]
+        text = ": ".join([change.verdict, change.row, *filter(None, why)])
+        print(f"fastpose bench: {text}", file=sys.stderr)
     return SLOWER
 
 

@@ -151,8 +151,8 @@ def test_what_is_compared_has_a_name_of_its_own():
 
 
 def test_changes_are_a_table_with_failures_in_capitals():
-    before = document(engine_row(median=10), engine_row(batch=8))
-    after = document(engine_row(median=12), versions={"numpy": "3"})
+    before = document(engine_row(median=10, figures={"file_mb": 9}), engine_row(batch=8))
+    after = document(engine_row(median=12, figures={"file_mb": 9}), versions={"numpy": "3"})
     changes = compare(before, after)
     text = markdown_of_changes(changes, [], ["numpy: 2.4.6 before, 3 after"], anyway=False)
     (found,) = tables(text)
@@ -160,7 +160,7 @@ def test_changes_are_a_table_with_failures_in_capitals():
     assert found[0]["worse by"] == "+20.0 %"
     assert "numpy: 2.4.6 before" in text
     assert "machines differ" not in text
-    assert "missing: not in the second document" in text
+    assert "Other figures that are the same: 1." in text
 
 
 @pytest.mark.parametrize(("anyway", "words"), [(False, "NOT compared"), (True, "ANYWAY")])
