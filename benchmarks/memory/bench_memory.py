@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 from soak import growth_percent
-from suite import Suite, WrongAnswerError
+from suite import ROOT, Suite, WrongAnswerError
 
 from fastpose.bench.alone import alone
 from fastpose.bench.engines import parse_case
@@ -20,7 +19,6 @@ from fastpose.fixtures import PICTURES
 FRAMES = 10_000
 MOST = 1.0  # percent that memory may grow after the first 500 frames
 COMMAND = "pytest benchmarks/memory/bench_memory.py"
-SOAK = Path(__file__).with_name("soak.py")
 
 
 @pytest.mark.parametrize("model", [None, "default"], ids=["small", "default"])
@@ -69,6 +67,8 @@ def bench_whole_pose(suite: Suite, case: str) -> None:
 
 
 def _child(asked: dict[str, Any]) -> dict[str, Any]:
-    words = [sys.executable, str(SOAK), json.dumps(asked)]
-    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    words = [sys.executable, "-m", "memory.soak", json.dumps(asked)]
+    done = subprocess.run(
+        words, capture_output=True, text=True, check=True, cwd=ROOT / "benchmarks"
+    )
     return dict(json.loads(done.stdout))

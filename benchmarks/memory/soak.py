@@ -1,6 +1,6 @@
 """A long video through the whole path, and the memory of the process as it goes.
 
-    python benchmarks/memory/soak.py '{"frames": 10000, "model": null, "threads": 1}'
+    cd benchmarks; python -m memory.soak '{"frames": 10000, "model": null, "threads": 1}'
 
 Everything that holds something from frame to frame takes part: reader, detector or boxes, tracks,
 filters, a file of joints and a drawn video. Prints one JSON object.
@@ -16,17 +16,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import onnx
+from clips import noise, people, write_video
 from onnx import TensorProto, helper, numpy_helper
 
 from fastpose import Pose
 from fastpose.bench.people import place_boxes
 from fastpose.detect import BoxesFile
 from fastpose.engines import Statement, wrap_network
-from fastpose.fixtures import PICTURES
-from fastpose.frames import open_source, picture_files, read_picture
+from fastpose.frames import open_source
 from fastpose.machine import resident_bytes
 from fastpose.sinks import open_sinks
 from fastpose.types import Boxes, Frame, People
@@ -97,32 +96,6 @@ def soak(
     return samples, seen, found
 
 
-def write_video(path: Path, frames: int, picture: np.ndarray, size: tuple[int, int]) -> None:
-    """A camera that pans over a picture of its own height, there and back, (h, w) pixels."""
-    h, w = size
-    room = picture.shape[1] - w
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 25, (w, h))
-    for i in range(frames):
-        left = abs((i + room) % (2 * room) - room)
-        writer.write(np.ascontiguousarray(picture[:h, left : left + w]))
-    writer.release()
-
-
-def noise(size: tuple[int, int] = SIZE) -> np.ndarray:
-    """Twice as wide as (h, w)."""
-    h, w = size
-    grains = np.random.default_rng(0).integers(0, 256, (h, 2 * w, 3), np.uint8)
-    return cv2.GaussianBlur(grains, (0, 0), 4)
-
-
-def people(size: tuple[int, int] = STREET) -> np.ndarray:
-    """The built-in pictures side by side, as high as (h, w)."""
-    pictures = [read_picture(path) for path in picture_files(PICTURES.iterdir())]
-    widths = [round(p.shape[1] * size[0] / p.shape[0]) for p in pictures]
-    sized = [cv2.resize(p, (w, size[0])) for p, w in zip(pictures, widths, strict=True)]
-    return np.concatenate(sized, axis=1)
-
-
 def everybody(video: Path, frames: int, size: tuple[int, int] = SIZE) -> BoxesFile:
     """The same people in each frame."""
     boxes = place_boxes(size[1], size[0], PEOPLE)
@@ -150,7 +123,7 @@ def main(words: Sequence[str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         frames, model, video = int(asked["frames"]), asked["model"], folder / "pan.mp4"
-        write_video(video, frames, *((people(), STREET) if model else (noise(), SIZE)))
+        write_video(video, frames, *((people(STREET), STREET) if model else (noise(SIZE), SIZE)))
         boxes = None if model else everybody(video, frames)
         network, detector = (model, "default") if model else (write_network(folder), "none")
         with Pose(network, detector=detector, threads=asked["threads"]) as pose:

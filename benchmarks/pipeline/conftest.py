@@ -8,20 +8,18 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
+from clips import people, write_video
 from suite import ROOT
 
 from fastpose import build_engine
 from fastpose.fixtures import PICTURES
-from fastpose.frames import picture_files, read_picture
 from fastpose.machine import package_version
 from fastpose.ops import cpp, set_num_threads
 
 STREET = "street_multi_person.avi"
 SIZE = (720, 1280)  # (h, w) of the drawn clip in pixels, as that of the street
-FRAMES, FPS = 25, 25
+FRAMES = 25
 KEPT = ROOT / "benchmarks" / ".cache"
 
 
@@ -50,31 +48,8 @@ def video(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     if given and street.is_file():
         return street
     path = tmp_path_factory.mktemp("clip") / "generated.mp4"
-    write_clip(path)
+    write_video(path, FRAMES, people(SIZE), SIZE)
     return path
-
-
-def write_clip(path: Path, size: tuple[int, int] = SIZE, frames: int = FRAMES) -> None:
-    """A camera that pans over the built-in pictures, side by side.
-
-    Args:
-        path: ending in .mp4.
-        size: (h, w) in pixels.
-        frames: how many.
-    """
-    h, w = size
-    strip = np.concatenate(
-        [_as_high(read_picture(p), h) for p in picture_files(PICTURES.iterdir())], 1
-    )
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), FPS, (w, h))
-    for left in np.linspace(0, strip.shape[1] - w, frames).astype(int):
-        writer.write(np.ascontiguousarray(strip[:, left : left + w]))
-    writer.release()
-
-
-def _as_high(picture: np.ndarray, height: int) -> np.ndarray:
-    h, w = picture.shape[:2]
-    return cv2.resize(picture, (round(w * height / h), height), interpolation=cv2.INTER_AREA)
 
 
 @pytest.fixture(scope="session")

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("onnx")
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "memory"))
 
 import soak
-from soak import everybody, growth_percent, noise, write_network, write_video
+from clips import noise, write_video
+from soak import everybody, growth_percent, write_network
 
 from fastpose import Pose
 
