@@ -3,10 +3,14 @@
 Both run the same graph with random weights on the same boxes and as many threads. Joints that
 random weights find mean nothing, so what is checked is the path, against `Pose.batch`, and the
 network, against ONNX Runtime on the same windows; of rtmlib that it finds as many joints.
+
+In throughput mode, which is in --full, our stream takes as many frames at once as there are
+requests, so that the first answer of such a group waits for the last.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -24,7 +28,7 @@ from fastpose.bench.people import Clip, Loop, Run, place_boxes, read_clip
 from fastpose.bench.rows import Peer, Row, load
 from fastpose.bench.rows import timed as figures_of
 from fastpose.crop import crop_people
-from fastpose.engines import Engine, open_engine, source
+from fastpose.engines import Engine, Options, open_engine, source
 from fastpose.errors import BackendError
 from fastpose.measure import Times, steady
 from fastpose.models import model_spec
@@ -41,11 +45,14 @@ pytestmark = pytest.mark.threads
 
 
 @pytest.fixture(scope="module")
-def poses(threads: int, int8: Callable[[str], Path]) -> Iterator[dict[str, Pose]]:
-    """Ours by precision, those that run here."""
+def poses(
+    threads: int, int8: Callable[[str], Path], request: pytest.FixtureRequest
+) -> Iterator[dict[str, Pose]]:
+    """Ours by precision and mode, those that run here."""
+    modes = ("latency", "throughput") if request.config.getoption("--full") else ("latency",)
     with ExitStack() as stack:
         opened = {}
-        for precision in ("f32", "bf16", "int8"):
+        for precision, mode in itertools.product(("f32", "bf16", "int8"), modes):
             model = int8(MODEL) if precision == "int8" else MODEL
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # of random weights
@@ -56,10 +63,11 @@ def poses(threads: int, int8: Callable[[str], Path]) -> Iterator[dict[str, Pose]
                         engine="openvino",
                         precision=precision,
                         threads=threads,
+                        options=Options(mode=mode),
                     )
                 except BackendError:
                     continue
-            opened[precision] = stack.enter_context(pose)
+            opened[f"{precision} {mode}"] = stack.enter_context(pose)
         yield opened
 
 

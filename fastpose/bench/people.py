@@ -221,6 +221,7 @@ class Run:
             "frame": f"{self.clip.width}x{self.clip.height}",
             "draw": self.loop.draw,
             "write": self.loop.write,
+            **({"mode": manifest.options.mode} if manifest.options.mode != "latency" else {}),
         }
 
     def __call__(self) -> None:

@@ -180,7 +180,9 @@ def test_a_shorter_video_is_taken_whole(clip):
 @pytest.mark.parametrize("requests", [2, 3])
 def test_frames_that_go_together_are_checked_together(clip, tmp_path, requests):
     pose = make_pose(Options(mode="throughput", requests=requests))
-    assert "5 frames" in Run(pose, read_clip(clip, FRAMES), 2, Loop(), tmp_path).check()
+    run = Run(pose, read_clip(clip, FRAMES), 2, Loop(), tmp_path)
+    assert "5 frames" in run.check()
+    assert run.case["mode"] == "throughput"
 
 
 def wrong_joint(stream):
