@@ -28,6 +28,7 @@ def preprocess(
     """Windows [N, 3, h, w] float32 of boxes [N, 4] in a frame [H, W, 3] uint8."""
     network = RTMPose.__new__(RTMPose)  # its preprocessing alone: no weights are loaded
     network.model_input_size, network.mean, network.std = tuple(size)[::-1], mean, std
+    decoded = frame.copy()
 
     def call() -> list[np.ndarray]:
         # The two lines after `preprocess` are what its BaseTool.inference does with a window.
@@ -37,7 +38,11 @@ def preprocess(
             batch.append(np.ascontiguousarray(window, dtype=np.float32)[None])
         return batch
 
-    return Task(call, lambda batch: {"windows": np.concatenate(batch)})
+    return Task(
+        call,
+        lambda batch: {"windows": np.concatenate(batch)},
+        before=lambda: np.copyto(frame, decoded),  # as a video's decoder leaves it
+    )
 
 
 def dark_udp(maps: np.ndarray, kernel: int = 11) -> Task:
