@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import shutil
 import subprocess
 from dataclasses import replace
@@ -43,7 +44,7 @@ def one_person(people, ratio):
         "pipeline",
         "one person",
         {"people": people, "engine": "openvino", "precision": "bf16", "every": 10},
-        figures={"pck": 79.3, "seen_percent": 99.0},
+        figures={"pck": 79.3, "pictures": 100, "seen_percent": 99.0},
         peers={"MediaPipe": peer(ratio, figures={"pck": 81.9, "seen_percent": 98.0})},
     )
 
@@ -170,10 +171,37 @@ def test_ratios_stand_by_people_with_the_answers_beside(text):
     assert "baseline" not in table
 
 
+def test_every_cell_has_its_head(text):
+    tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
+    assert len(tables) > 5
+    for table in tables:
+        widths = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
+        assert len(widths) == 1, table
+
+
+def test_the_headline_keeps_to_other_projects_and_their_kind(page):
+    itself = row("ops", "fit_tree", {"people": 1}, peers={"smaller maps": peer(0.9)})
+    late = row("ops", "warp", {"people": 32, "method": "straight"}, peers={"kornia": peer(9.0)})
+    lines = page.headline((warp(8, 7.5), itself, pose(8, "f32", 0.9), late))
+    assert [line.peer for line in lines] == ["OpenCV", "kornia", "rtmlib"]
+
+
+def test_bars_begin_at_one(page, monkeypatch, tmp_path):
+    plots = pytest.importorskip("matplotlib.axes")
+    drawn = []
+    barh = plots.Axes.barh
+    monkeypatch.setattr(
+        plots.Axes, "barh", lambda *words, **named: drawn.append(named) or barh(*words, **named)
+    )
+    page.plot_ratios(replace(DOCUMENT, rows=(warp(8, 7.5), pose(8, "f32", 0.5))), tmp_path / "p")
+    (bars,) = drawn
+    assert bars["left"] == 1
+
+
 def test_one_person_with_and_without_somebody_in_the_frame(text):
     table = under(text, "One person, the whole loop")
     assert cells(table, "with a person")[4:] == [
-        "2 / 3.40", "× 1.70", "99 / 98", "79.30 / 81.90"
+        "2 / 3.40", "× 1.70", "99 / 98", "79.30 / 81.90", "100"
     ]  # fmt: skip
     assert cells(table, "empty")[5] == "× 2.60"
 
