@@ -338,9 +338,9 @@ SECTIONS: tuple[tuple[str, str, Table], ...] = (
     (HEADLINE, "", headline_table),
     (
         "One person, the whole loop",
-        "Reading, detector, pose and following, in a video of one person; all cores. Ours has learnt "
+        "Reading, detector, pose and following, in a video of one person; all cores. Ours learnt "
         "from the training pictures of Leeds Sports Pose (LSP), whose test pictures give the "
-        "accuracies; MediaPipe need not have.",
+        "accuracies; MediaPipe may not have.",
         lambda rows: single_table([row for row in rows if row.name == SINGLE]),
     ),
     (
