@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-import torch
 from suite import Timed, WrongAnswerError, assert_limits
 
 from fastpose.bench.engines import (
@@ -31,11 +30,13 @@ from fastpose.bench.engines import (
     parse_case,
 )
 from fastpose.bench.rows import Row
-from fastpose.engines.build import random_network
 from fastpose.engines.manifest import file_hash
 from fastpose.fixtures import PICTURES, windows
 from fastpose.models import model_spec
-from fastpose.models.weights import save_weights
+
+torch = pytest.importorskip("torch", reason="torch is not installed here")
+from fastpose.engines.build import random_network  # noqa: E402 - needs torch
+from fastpose.models.weights import save_weights  # noqa: E402 - needs torch
 
 TRAINED = "cpn-light"
 LSP = 100  # people; with --full all 700

@@ -11,14 +11,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
-import torch
 from suite import Beside, WrongAnswerError
-from torch import Tensor
 
 from fastpose.bench.rows import Row
-from fastpose.engines.build import random_network
 from fastpose.models import model_spec
-from fastpose.models.tompson import Cascade
+
+torch = pytest.importorskip("torch", reason="torch is not installed here")
+from torch import Tensor  # noqa: E402 - needs torch
+
+from fastpose.engines.build import random_network  # noqa: E402 - needs torch
+from fastpose.models.tompson import Cascade  # noqa: E402 - needs torch
 
 MODELS = {"4x": "tompson-mpii", "8x": "tompson-mpii-8x", "16x": "tompson-mpii-16x"}
 DEFAULT = (("4x", 1),)  # the others take as long again each, and say the same
