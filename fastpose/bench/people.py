@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +93,8 @@ def measure_people(
 
     Returns:
         A row for each number of people. Its time is that of a frame: percentiles over all frames
-        of all passes, but `spread` is that of the passes. Its figures are `fps`, of whole passes;
+        of all passes, of which those that an engine in throughput mode takes at once share their
+        time evenly, but `spread` is that of the passes. Its figures are `fps`, of whole passes;
         `<stage>_ms`, milliseconds a frame of each stage, where drawing and writing are done in
         line, not in a thread of their own as otherwise; and `rss_mb`, of this process at the end.
 
@@ -231,7 +231,7 @@ class Run:
             stamps.append(time.perf_counter())
             for _ in self._results(source):
                 stamps.append(time.perf_counter())
-        self.seconds.append(tuple(b - a for a, b in pairwise(stamps)))
+        self.seconds.append(_of_each(stamps, self._together))
 
     def check(self) -> str:
         """How the answers were found right.
@@ -308,12 +308,17 @@ class Run:
         found = Boxes(placed, np.ones(len(placed), np.float32))
         return BoxesFile(Path(self.clip.name), dict.fromkeys(range(self.clip.frames), found))
 
+    @property
+    def _together(self) -> int:
+        """How many frames the stream takes at once."""
+        return Follower(self.pose, **self.loop.follows).together(self._boxes)
+
     def _batch(self) -> list[People]:
         """The people of the first frames, in batches as large as the stream's.
 
         Filters and boxes that follow joints leave only the first frame as it is.
         """
-        together = Follower(self.pose, **self.loop.follows).together(self._boxes)
+        together = self._together
         follows = self.people is None and self.loop.detect_every > 1
         images = self.clip.first[: 1 if self.loop.smooth or follows else None]
         found: list[People] = []
@@ -323,6 +328,21 @@ class Run:
             rows = None if boxes is None else [boxes.boxes_for(0, "").boxes] * len(part)
             found += self.pose.batch(part, boxes=rows)
         return found
+
+
+def _of_each(stamps: Sequence[float], together: int) -> tuple[float, ...]:
+    """Seconds of each frame: those that go together come at once, and share their time evenly.
+
+    Args:
+        stamps: when the first began, and when each was there.
+        together: how many are taken at once.
+    """
+    last = len(stamps) - 1
+    found: list[float] = []
+    for start in range(0, last, together):
+        end = min(start + together, last)
+        found += [(stamps[end] - stamps[start]) / (end - start)] * (end - start)
+    return tuple(found)
 
 
 def _checked_counts(

@@ -172,6 +172,25 @@ def test_stages_are_milliseconds_of_a_frame(clip, tmp_path, monkeypatch):
     assert sum(split.values()) == 3000.0
 
 
+@pytest.mark.parametrize(
+    ("requests", "seconds"), [(None, (3.0,) * 5), (2, (1.5, 1.5, 1.5, 1.5, 3.0))]
+)
+def test_frames_that_go_together_share_their_time(clip, tmp_path, monkeypatch, requests, seconds):
+    now = [0.0]
+
+    class Slow(Bright):
+        def run(self, count):
+            now[0] += 3.0
+            return super().run(count)
+
+    pose = make_pose()
+    pose._engine = Slow(Options(mode="throughput", requests=requests) if requests else None)
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: now[0])
+    run = Run(pose, read_clip(clip, FRAMES), 1, Loop(), tmp_path)
+    run()
+    assert run.seconds == [seconds]
+
+
 def test_a_shorter_video_is_taken_whole(clip):
     read = read_clip(clip, 100)
     assert (read.frames, read.width, read.height, len(read.first)) == (FRAMES, 64, 48, 3)
