@@ -12,6 +12,14 @@ from suite import ROOT, Suite, assert_limits
 from fastpose.bench.rows import Row, load
 
 
+@pytest.fixture(autouse=True)
+def _reference(request: pytest.FixtureRequest) -> None:
+    """What is counted of `warp` is compared with its reference, which is torch."""
+    words = getattr(request.node, "callspec", None)
+    if words and any(str(value).startswith("warp") for value in words.params.values()):
+        pytest.importorskip("torch", reason="torch is not installed here: nothing to compare with")
+
+
 @pytest.fixture
 def counted(suite: Suite, request: pytest.FixtureRequest) -> Callable[..., Row]:
     """One row of counts, nothing of which was timed.
