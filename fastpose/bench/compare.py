@@ -15,7 +15,7 @@ from typing import Any
 from fastpose.bench.rows import Document, ResultsError, Row
 
 FAIL_OVER = 0.05  # share of the figure before
-FAILING = ("slower", "worse", "missing")
+FAILING = ("slower", "worse", "wrong", "missing")
 TIME = "median ms"
 RATIO = "ratio to "
 
@@ -33,7 +33,8 @@ class Change:
         noise: the wider of both spreads, a share as well: what a change has to be over.
         verdict: "slower", "faster" (of times and ratios), "worse", "better" (of other figures),
             "same"; "unclear": over the bound, but not over the noise; "refused": one of the two is
-            too unsteady to have the figure; "missing": it is not there any more; "new".
+            too unsteady to have the figure, or was wrong before; "wrong": its answer is not right
+            any more; "missing": it is not there any more; "new".
         note: why, where the verdict does not say it.
     """
 
@@ -188,7 +189,9 @@ def _changes_of_row(row: Row, now: Row | None, bound: float, here: bool) -> Iter
     if now is None or now.absent:
         yield Change(row.key, "", verdict="missing", note=now.absent if now else "")
         return
-    if row.refused or now.refused:
+    if _wrong(now) and not _wrong(row):
+        yield Change(row.key, "", verdict="wrong", note=now.refused)
+    elif row.refused or now.refused:
         yield Change(
             row.key,
             TIME,
@@ -209,6 +212,11 @@ def _changes_of_row(row: Row, now: Row | None, bound: float, here: bool) -> Iter
     if not now.refused and not row.refused:
         yield from _changes_of_peers(row, now, bound)
     yield from _changes_of_figures(row, now, bound, here)
+
+
+def _wrong(row: Row) -> bool:
+    """Whether it is refused for its answer: unlike one that is unsteady, the next run is as bad."""
+    return bool(row.refused) and not row.unsteady
 
 
 def _changes_of_peers(row: Row, now: Row, bound: float) -> Iterator[Change]:

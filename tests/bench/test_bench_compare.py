@@ -67,6 +67,17 @@ def test_what_is_refused_is_no_verdict():
     assert only(refused, engine_row()).verdict == "refused"
 
 
+def test_an_answer_that_has_become_wrong_fails():
+    wrong = engine_row(time=None, refused="median shift 3 px, at most 0.1")
+    unsteady = engine_row(time=None, refused="the quartiles are 40 % apart, over 20")
+    for before in (engine_row(), unsteady):
+        found = only(before, wrong)
+        assert (found.verdict, found.failing, found.note) == ("wrong", True, wrong.refused)
+    for after in (wrong, unsteady, engine_row()):
+        found = only(wrong, after)
+        assert (found.verdict, found.failing) == ("refused", False)
+
+
 def test_what_has_gone_fails_and_what_is_new_does_not():
     common, gone = engine_row(), engine_row(batch=8)
     changes = compare(document(common, gone), document(common))
