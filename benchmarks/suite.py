@@ -175,7 +175,9 @@ class Timed:
     def take(self, calls: Mapping[str, Call], **turns: Any) -> dict[str, Times]:
         """`take_turns`, for what makes rows by itself."""
         if self.checks_only:
-            return take_turns(calls, **{**turns, "rounds": 1, "warm_up": 0, "settle": 0.0})
+            return take_turns(
+                calls, **{**turns, "rounds": 1, "repeats": 1, "warm_up": 0, "settle": 0.0}
+            )
         # pytest-benchmark lets its fixture be used once
         pedantic = None if self.used else getattr(self.benchmark, "pedantic", None)
         self.used = True

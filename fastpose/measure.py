@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 SPREAD = 0.2  # a median whose quartiles lie further apart than this share of it is refused
+FEWEST = 4  # values whose quartiles say something
 TRIES = 3  # for a steady one
 CLOCKS: dict[str, Callable[[], float]] = {
     "wall": time.perf_counter,
@@ -94,8 +95,8 @@ class Times:
 
 
 def spread(values: Sequence[float]) -> float:
-    """Distance of the quartiles, as a share of the median; 0 of fewer than four values."""
-    if len(values) < 4:
+    """Distance of the quartiles, as a share of the median; 0 of fewer than `FEWEST` values."""
+    if len(values) < FEWEST:
         return 0.0
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
     return (high - low) / middle if middle else 0.0
@@ -144,7 +145,7 @@ def take_turns(
     Raises:
         ValueError: an argument is out of range.
     """
-    _check_turns(calls, rounds, repeats, clock, before)
+    _check_turns(calls, rounds, repeats, clock, warm_up, before)
     turns = [_Turn(call, CLOCKS[clock], before, settle, repeats) for call in calls.values()]
     for _ in range(warm_up):
         for turn in turns:
@@ -163,6 +164,7 @@ def _check_turns(
     rounds: int,
     repeats: int | None,
     clock: str,
+    warm_up: int,
     before: Callable[[], object] | None,
 ) -> None:
     if not calls:
@@ -171,6 +173,8 @@ def _check_turns(
         raise ValueError(f"rounds must be at least 1, got {rounds}")
     if clock not in CLOCKS:
         raise ValueError(f"clock must be one of {', '.join(CLOCKS)}, got {clock!r}")
+    if repeats is None and warm_up < 1:
+        raise ValueError("repeats must be given where no turn is taken before, to choose them by")
     if before is not None and repeats != 1:
         raise ValueError("repeats must be 1 where something is done before each turn")
 

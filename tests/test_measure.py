@@ -125,7 +125,7 @@ def test_garbage_is_collected_again_after_a_call_that_fails():
         raise RuntimeError("no")
 
     with pytest.raises(RuntimeError, match="no"):
-        take_turns({"ours": fail}, warm_up=0)
+        take_turns({"ours": fail}, repeats=1, warm_up=0)
     assert gc.isenabled()
 
 
@@ -136,6 +136,7 @@ def test_garbage_is_collected_again_after_a_call_that_fails():
         ({"rounds": 0}, "rounds"),
         ({"clock": "sun"}, "clock must be one of"),
         ({"before": list}, "repeats must be 1"),
+        ({"warm_up": 0}, "repeats must be given"),
     ],
 )
 def test_unusable_arguments(arguments, said):

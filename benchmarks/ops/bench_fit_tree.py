@@ -53,7 +53,7 @@ def bench_fit_tree_beside_its_reference(timed, people, request):
         fit(scores),
         check=lambda: check(scores),
         beside={"reference": Beside(fit(scores, "reference"), at_least=LEAST)},
-        rounds=5 if people == 1 else 3,
+        rounds=5 if people == 1 else 4,
         repeats=1,
         warm_up=1,
     )

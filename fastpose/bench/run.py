@@ -35,6 +35,7 @@ from fastpose.engines import (
 from fastpose.errors import BackendError, EngineError, FrameError
 from fastpose.fixtures import Fixtures, built_in_pictures, windows
 from fastpose.frames import open_source, read_picture
+from fastpose.measure import FEWEST
 from fastpose.models import model_spec
 from fastpose.models.spec import ModelSpec
 from fastpose.ops import set_num_threads
@@ -74,7 +75,8 @@ class Plan:
         limit: most windows of it.
         calibration: pictures for int8: a folder, or KIND:PATH.
         frames: of each pass of the video.
-        rounds: turns of each engine and passes of each video; None takes 10 and 5.
+        rounds: turns of each engine and passes of each video, at least `fastpose.measure.FEWEST`;
+            None takes 10 and 5.
         draw: draw the people, too.
         alone: start each engine once in a process of its own, for its memory and its start.
     """
@@ -204,6 +206,11 @@ class _Bench:
 
     def run(self) -> Document:
         plan = self.plan
+        if plan.rounds is not None and plan.rounds < FEWEST:
+            raise ValueError(
+                f"rounds must be at least {FEWEST}, or nothing is known of their spread, got "
+                f"{plan.rounds}"
+            )
         spec, cases = spec_of(plan), chosen_cases(plan)
         self._look_first(spec)
         if plan.threads:

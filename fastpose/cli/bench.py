@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rounds",
         type=positive,
         metavar="N",
-        help="turns of each engine and passes of each video (default: 10 and 5)",
+        help="turns of each engine and passes of each video, at least 4 (default: 10 and 5)",
     )
     parser.add_argument(
         "--out",

@@ -114,7 +114,7 @@ def test_a_real_run_of_a_network_from_elsewhere_gives_one_document_and_all_files
     )
     status, text, err = bench(
         capsys, bundle, "--batch", "1", "--people", "0,1", "--frames", "2",
-        "--rounds", "2", "--threads", "1", "--limit", "1", "--out", out, "--json",
+        "--rounds", "4", "--threads", "1", "--limit", "1", "--out", out, "--json",
     )  # fmt: skip
     assert status == 0, err
     found = json.loads(text)
@@ -131,7 +131,7 @@ def test_a_real_run_of_a_network_from_elsewhere_gives_one_document_and_all_files
     # folders of this machine are told to nobody
     assert found["command"] == (
         "fastpose bench bundle.json --threads 1 --batch 1 --people 0,1 --frames 2 --limit 1 "
-        "--rounds 2"
+        "--rounds 4"
     )
     assert read_document(out / "bench.json").to_dict() == found
     assert "| openvino | f32 " in (out / "bench.md").read_text()
@@ -252,6 +252,7 @@ def test_a_wrong_answer_in_a_video_is_a_refused_row(measured, capsys):
         (["--engines", "openvino"], "expected ENGINE:PRECISION"),
         (["--engines", "openvino:f8"], "precision must be one of"),
         (["{}/none.onnx"], "none"),
+        (["--rounds", "3"], "rounds must be at least 4"),
         (["one", "two"], "expected one model, got one two"),
         (["--fail-over", "5%"], "are for compare"),
         (["--out", "{}/file/x"], "expected a folder to write to"),
