@@ -73,10 +73,11 @@ class Machine:
 
 
 def machines(folder: Path) -> list[Machine]:
-    """Of a folder of results, by name."""
+    """Of a folder of results, by name; what was measured between two commits is nobody's."""
     found = []
     for part in sorted(path for path in folder.iterdir() if path.is_dir()):
-        documents = [read_document(path) for path in sorted(part.glob("*.json"))]
+        paths = [path for path in part.glob("*.json") if not path.stem.endswith("-dirty")]
+        documents = [read_document(path) for path in sorted(paths)]
         if documents:
             found.append(Machine(part.name, tuple(sorted(documents, key=lambda one: one.date))))
     return found

@@ -68,10 +68,25 @@ class Suite:
         name = config.getoption("--machine") or machine_name(fresh.machine)
         default = RESULTS / name / f"{fresh.date}-{fresh.commit}.json"
         self.path = Path(given) if given else default
-        # Parts of the suite that run one after another fill one file.
-        known = read_document(self.path) if self.path.exists() else None
-        self.document: Document = replace(known or fresh, command=command)
+        self.document: Document = self._continued(fresh)
         self.rows: list[Row] = []
+
+    def _continued(self, fresh: Document) -> Document:
+        """Parts of the suite that run one after another fill one file, which names them all.
+
+        Raises:
+            pytest.UsageError: the file has rows of other sources, or of another machine.
+        """
+        if not self.path.exists():
+            return fresh
+        known = read_document(self.path)
+        ours, theirs = (
+            f"commit {one.commit} on {machine_name(one.machine)}" for one in (fresh, known)
+        )
+        if ours != theirs:
+            raise pytest.UsageError(f"{self.path.name} has rows of {theirs}, this is {ours}")
+        commands = dict.fromkeys([*known.command.split("; "), fresh.command])
+        return replace(known, command="; ".join(commands))
 
     def add(self, row: Row) -> Row:
         """Keep a row, at once: the run may be stopped at any moment."""

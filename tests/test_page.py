@@ -247,6 +247,14 @@ def test_the_newest_file_gives_the_tables_and_all_the_history(page, tmp_path):
     assert "5.50" not in under(text, "Beside other projects")
 
 
+def test_what_was_measured_between_two_commits_is_left_out(page, tmp_path):
+    for commit in ("0123abc", "0123abc-dirty"):
+        path = tmp_path / "zen" / f"2026-11-21-{commit}.json"
+        replace(DOCUMENT, commit=commit).write(path)
+    (machine,) = page.machines(tmp_path)
+    assert [document.commit for document in machine.documents] == ["0123abc"]
+
+
 def test_without_a_gpu_its_section_says_so(text):
     assert "## H200\n\nnot measured: no GPU was at hand." in text
 
