@@ -296,6 +296,13 @@ class _Side:
     absent: str = ""
     refused: str = ""
 
+    def absent_at(self, size: int) -> str:
+        """Why there is nothing of a batch size: a bundle may be built for smaller ones."""
+        if self.engine is None:
+            return self.absent
+        largest = self.engine.manifest.buckets[-1]
+        return f"the engine takes at most {largest} windows" if size > largest else ""
+
 
 def _without_folders(text: str) -> str:
     """Files by their last name alone: rows are read elsewhere, and tell nothing of this machine."""
@@ -384,7 +391,8 @@ def _opened(asked: _Asked, case: EngineCase, folder: Path) -> tuple[Engine, Path
         )
     try:
         for size in asked.batches:
-            engine.run(size)
+            if size <= engine.manifest.buckets[-1]:
+                engine.run(size)
     except BaseException:
         engine.close()
         raise
@@ -601,7 +609,10 @@ def _rows(
     asked: _Asked, sides: Sequence[_Side], images: Floats, rounds: int, take: Turns
 ) -> Iterator[Row]:
     """A row for each case, of one batch size."""
-    ready = {side.case.name: side for side in sides if side.engine and not side.refused}
+    size = len(images)
+    ready = {
+        side.case.name: side for side in sides if not side.refused and not side.absent_at(size)
+    }
     calls: dict[str, Callable[[], object]] = {
         name: _engine_call(side.engine, images) for name, side in ready.items() if side.engine
     }
@@ -610,8 +621,8 @@ def _rows(
         calls[MODULE] = module
     times = _take(calls, ready, rounds, take) if calls else {}
     for side in sides:
-        name, size = side.case.name, len(images)
-        time_, peers, refused = None, dict[str, Peer](), side.refused
+        name, absent = side.case.name, side.absent_at(size)
+        time_, peers, refused = None, dict[str, Peer](), "" if absent else side.refused
         if name in times:
             time_, peers, refused = figures_of(times[name])
             if isinstance(module, str):
@@ -622,15 +633,15 @@ def _rows(
             "engines",
             asked.spec.name,
             {"batch": size, **side.case.key},
-            check=side.check,
+            check="" if absent else side.check,
             threads=asked.threads or 0,
             device="cuda" if side.case.device.startswith("cuda") else "cpu",
             clock="wall" if time_ else "",
             time=time_,
-            figures=_figures(asked, side, size, time_) if side.engine else {},
+            figures={} if absent else _figures(asked, side, size, time_),
             peers=peers,
             refused=refused,
-            absent=side.absent,
+            absent=absent,
             load=load(),
         )
 

@@ -285,7 +285,9 @@ class _Bench:
             for row in self.document.rows
             if row.group == "engines" and case.key.items() <= row.case.items()
         ]
-        absent = next((row.absent for row in rows if row.absent), case.absent)
+        absent = case.absent
+        if rows and all(row.absent for row in rows):  # and not only in batches that are too large
+            absent = rows[0].absent
         refused = (row.refused for row in rows if row.refused and not row.unsteady)
         return absent, next(refused, "")
 

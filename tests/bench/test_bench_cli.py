@@ -216,6 +216,16 @@ def test_what_was_wrong_among_the_engines_is_not_timed_in_a_video(measured, caps
     assert [row.get("refused", "") for row in rows] == ["", "joints are 3 px away"]
 
 
+def test_batches_that_are_too_large_for_an_engine_cost_no_video(measured, capsys, monkeypatch):
+    def measure(model, cases, **_):
+        too_large = {**measured.gone(EngineCase("openvino", "f32", absent="x")), "absent": "x"}
+        return [engine_row(), engine_row(batch=8, **too_large)]
+
+    monkeypatch.setattr(bench_run, "measure_engines", measure)
+    bench(capsys, "--engines", "openvino:f32", "--people", "1")
+    assert len(measured.people) == 1
+
+
 def test_the_engine_that_predict_takes_is_held_to_the_same(measured, capsys, monkeypatch):
     def measure(model, cases, **_):
         reason = {"time": None, "refused": "joints are 3 px away"}

@@ -361,6 +361,17 @@ def test_a_network_from_elsewhere_has_no_module_to_be_timed_beside(bundle):
     assert row.figures["file_mb"] > 0
 
 
+def test_a_bundle_takes_no_larger_batches_than_it_was_built_for(bundle):
+    take = Turns()
+    case = case_of_bundle(bundle)
+    rows = measure_engines(
+        bundle, [case], batches=(1, 8), pictures=pictures(), threads=1, alone=False, take=take
+    )
+    assert take.asked == [["openvino f32"]]
+    assert [bool(row.time) for row in rows] == [True, False]
+    assert (rows[1].absent, rows[1].figures) == ("the engine takes at most 2 windows", {})
+
+
 def test_a_process_of_its_own_tells_its_start_and_its_memory(bundle):
     found = alone(bundle, OPENVINO, threads=1, runs=1)
     assert set(found) == {"import_ms", "open_ms", "first_ms", "peak_rss_mb"}
