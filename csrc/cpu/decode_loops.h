@@ -104,26 +104,34 @@ inline int mirror(int i, int size) {
   return i;
 }
 
-// Neighbours side by side in registers, whatever their width: of plain loops gcc 12 makes gathers,
-// scatters and sums across the taps, at ten times the cost.
-typedef double Block __attribute__((vector_size(kLanes * sizeof(double))));
-typedef float Floats __attribute__((vector_size(kLanes * sizeof(float))));
+// Neighbours side by side in one register: of plain loops gcc 12 makes gathers, scatters and sums
+// across the taps, at ten times the cost, and a type wider than the registers it keeps in memory.
+#if defined(__AVX512F__)
+constexpr int kWidth = 8;
+#elif defined(__AVX2__)
+constexpr int kWidth = 4;
+#else
+constexpr int kWidth = 2;
+#endif
+static_assert(kLanes % kWidth == 0, "rows are padded to whole vectors");
+typedef double Vector __attribute__((vector_size(kWidth * sizeof(double))));
+typedef float Floats __attribute__((vector_size(kWidth * sizeof(float))));
 
 // By reference: how such a type is passed depends on the instruction set.
-inline void load(const double* in, Block& values) { std::memcpy(&values, in, sizeof values); }
-inline void store(double* out, const Block& values) { std::memcpy(out, &values, sizeof values); }
+inline void load(const double* in, Vector& values) { std::memcpy(&values, in, sizeof values); }
+inline void store(double* out, const Vector& values) { std::memcpy(out, &values, sizeof values); }
 
 inline void fill(double* out, int64_t count, double value) {
   for (int64_t j = 0; j < count; ++j) out[j] = value;
 }
 
-// `count` cells cleaned. Blocks are whole as long as `room` cells can be read and written.
+// `count` cells cleaned. Vectors are whole as long as `room` cells can be read and written.
 inline void widen(const float* in, int count, int64_t room, double* out) {
   int j = 0;
-  for (; j < count && j + kLanes <= room; j += kLanes) {
+  for (; j < count && j + kWidth <= room; j += kWidth) {
     Floats values;
     std::memcpy(&values, in + j, sizeof values);
-    store(out + j, __builtin_convertvector(values == values ? values : Floats{}, Block));
+    store(out + j, __builtin_convertvector(values == values ? values : Floats{}, Vector));
   }
   for (; j < count; ++j) out[j] = clean(in[j]);
 }
@@ -158,33 +166,36 @@ void fill_patch(const DecodeJob& job, const float* map, const Region& region, Bo
   }
 }
 
-// Rows that are summed together: a window has that many, and more would not stay in registers.
-constexpr int kRows = kSide;
+// What is summed together, kRows rows of kParts vectors: a window has that many rows, and more sums
+// would not stay in 16 registers.
+constexpr int kRows = kSide, kParts = kWidth < kLanes ? 2 : 1, kTile = kParts * kWidth;
 
 // out[r * out_step + l] = sum over t of taps[t] * in[r * in_step + t * tap_step + l], for `rows`
-// rows of one block: as many sums side by side, as each must wait for its own last addition.
+// rows of kTile cells: as many sums side by side, as each must wait for its own last addition.
 template <int rows>
 inline void weigh(const double* taps, int count, const double* in, int64_t in_step,
                   int64_t tap_step, double* out, int64_t out_step) {
-  Block sums[rows] = {}, values;
+  Vector sums[rows][kParts] = {}, values;
   for (int t = 0; t < count; ++t, in += tap_step)
-    for (int r = 0; r < rows; ++r) {
-      load(in + r * in_step, values);
-      sums[r] += taps[t] * values;
-    }
-  for (int r = 0; r < rows; ++r) store(out + r * out_step, sums[r]);
+    for (int r = 0; r < rows; ++r)
+      for (int p = 0; p < kParts; ++p) {
+        load(in + r * in_step + p * kWidth, values);
+        sums[r][p] += taps[t] * values;
+      }
+  for (int r = 0; r < rows; ++r)
+    for (int p = 0; p < kParts; ++p) store(out + r * out_step + p * kWidth, sums[r][p]);
 }
 
-// The same for any number of rows and of blocks.
+// The same for any number of rows, of whole blocks.
 void weigh_rows(const double* taps, int count, int height, int width, const double* in,
                 int64_t in_step, int64_t tap_step, double* out, int64_t out_step) {
   int i = 0;
   for (; i + kRows <= height; i += kRows)
-    for (int j = 0; j < width; j += kLanes)
+    for (int j = 0; j < width; j += kTile)
       weigh<kRows>(taps, count, in + i * in_step + j, in_step, tap_step, out + i * out_step + j,
                    out_step);
   for (; i < height; ++i)
-    for (int j = 0; j < width; j += kLanes)
+    for (int j = 0; j < width; j += kTile)
       weigh<1>(taps, count, in + i * in_step + j, in_step, tap_step, out + i * out_step + j,
                out_step);
 }
@@ -203,31 +214,31 @@ void blur(const DecodeJob& job, const float* map, const Region& region, Border b
 }
 
 // values = exp(values), relatively to 1e-11; 1e-308 for all that is lower.
-inline void exponentiate(Block& values) {
-  typedef int64_t Bits __attribute__((vector_size(kLanes * sizeof(int64_t))));
+inline void exponentiate(Vector& values) {
+  typedef int64_t Bits __attribute__((vector_size(kWidth * sizeof(int64_t))));
   constexpr double kLog2E = 1.4426950408889634, kLn2High = 0.693147180369123816490,
                    kLn2Low = 1.90821492927058770002e-10;
   constexpr double kRounder = 0x1.8p52;  // a sum with it holds a whole number in its low bits
-  const Block lowest = Block{} - 708.0, highest = Block{} + 710.0;  // which gives infinity
+  const Vector lowest = Vector{} - 708.0, highest = Vector{} + 710.0;  // which gives infinity
   values = values < lowest ? lowest : values;
   values = values > highest ? highest : values;
-  const Block shifted = values * kLog2E + kRounder, whole = shifted - kRounder;
-  const Block rest = values - whole * kLn2High - whole * kLn2Low;  // at most ln 2 / 2
-  Block sum = Block{} + 1.0 / 3628800.0;
+  const Vector shifted = values * kLog2E + kRounder, whole = shifted - kRounder;
+  const Vector rest = values - whole * kLn2High - whole * kLn2Low;  // at most ln 2 / 2
+  Vector sum = Vector{} + 1.0 / 3628800.0;
   constexpr double kFactorials[] = {362880.0, 40320.0, 5040.0, 720.0, 120.0,
                                     24.0,     6.0,     2.0,    1.0,   1.0};
   for (const double factorial : kFactorials) sum = sum * rest + 1.0 / factorial;
   Bits exponent;
   std::memcpy(&exponent, &shifted, sizeof exponent);
   exponent = (exponent + 1023) << 52;
-  Block power;
+  Vector power;
   std::memcpy(&power, &exponent, sizeof power);
   values = sum * power;
 }
 
-inline double sum_of(const Block& values) {
+inline double sum_of(const Vector& values) {
   double sum = 0.0;
-  for (int l = 0; l < kLanes; ++l) sum += values[l];
+  for (int l = 0; l < kWidth; ++l) sum += values[l];
   return sum;
 }
 
@@ -238,11 +249,11 @@ Moments weigh_exponentially(const DecodeJob& job, const float* map, int x, int y
   const int top = y < reach ? 0 : y - reach, bottom = y + reach < job.h ? y + reach + 1 : job.h;
   const double steepness = kSoftSharpness / clean(map[int64_t{y} * job.w + x]);
   fill(room.patch, whole_blocks(count), -__builtin_inf());  // past the last cell: no weight
-  Block total = {}, sum_x = {}, sum_y = {}, weights, dx;
-  const Block steps = {0, 1, 2, 3, 4, 5, 6, 7};
+  Vector total = {}, sum_x = {}, sum_y = {}, weights, dx, steps;
+  for (int l = 0; l < kWidth; ++l) steps[l] = l;
   for (int row = top; row < bottom; ++row) {
     widen(map + int64_t{row} * job.w + left, count, count, room.patch);
-    for (int j = 0; j < count; j += kLanes) {
+    for (int j = 0; j < count; j += kWidth) {
       load(room.patch + j, weights);
       weights = weights * steepness - kSoftSharpness;
       exponentiate(weights);
