@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +17,7 @@ Doubles = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 
 METHODS = ("hard", "soft-linear", "soft-gaussian")
+TYPES = frozenset((np.dtype(np.float32), np.dtype(np.float64)))
 
 # Added to the area of a person, so that equal poses without area count as equal.
 AREA_EPSILON = float(np.spacing(1.0))
@@ -80,9 +83,7 @@ def suppress_boxes(
     _check_range("iou", iou, 0.0, 1.0)
     _check_positive("sigma", sigma)
     _check_range("floor", floor, -math.inf, math.inf)
-    run = suppress_boxes_reference
-    if _use_cpp(backend, scores):
-        from fastpose._C import suppress_boxes as run
+    run = _kernels().suppress_boxes if _use_cpp(backend, scores) else suppress_boxes_reference
     return run(
         np.ascontiguousarray(boxes, np.float64),
         np.ascontiguousarray(scores, np.float64),
@@ -168,9 +169,7 @@ def suppress_poses(
     _check_method(method)
     _check_positive("oks", oks)
     _check_range("oks", oks, 0.0, 1.0)
-    run = suppress_poses_reference
-    if _use_cpp(backend, scores):
-        from fastpose._C import suppress_poses as run
+    run = _kernels().suppress_poses if _use_cpp(backend, scores) else suppress_poses_reference
     return run(
         np.ascontiguousarray(keypoints, np.float64),
         np.ascontiguousarray(scores, np.float64),
@@ -231,20 +230,34 @@ def _suppress(
                 scores = scores * np.exp(-(overlap**2) / sigma)
 
 
+@functools.cache  # an import statement takes as long as the kernel on the boxes of a person
+def _kernels() -> Any:
+    from fastpose import _C
+
+    return _C
+
+
 def _use_cpp(backend: str | None, array: npt.NDArray) -> bool:
     return choose(backend, array, kernels=("cpp",), reference="numpy") == "cpp"
 
 
 def _check_array(name: str, array: npt.NDArray, shape: tuple[int | None, ...]) -> None:
-    words = "[" + ", ".join("any" if size is None else str(size) for size in shape) + "]"
-    if not isinstance(array, np.ndarray) or array.dtype not in (np.float32, np.float64):
+    if not isinstance(array, np.ndarray) or array.dtype not in TYPES:
         came = getattr(array, "dtype", type(array).__name__)
-        raise ValueError(f"{name} must be a float32 or float64 numpy array {words}, got {came}")
-    fits = array.ndim == len(shape) and all(
-        size in (None, came) for size, came in zip(shape, array.shape, strict=True)
-    )
-    if not fits:
-        raise ValueError(f"{name} must be {words}, got {list(array.shape)}")
+        raise ValueError(
+            f"{name} must be a float32 or float64 numpy array {_in_words(shape)}, got {came}"
+        )
+    came = array.shape
+    if came != shape and (len(came) != len(shape) or not all(map(_fits, came, shape))):
+        raise ValueError(f"{name} must be {_in_words(shape)}, got {list(came)}")
+
+
+def _fits(came: int, expected: int | None) -> bool:
+    return expected is None or came == expected
+
+
+def _in_words(shape: tuple[int | None, ...]) -> str:
+    return "[" + ", ".join("any" if size is None else str(size) for size in shape) + "]"
 
 
 def _check_method(method: str) -> None:
