@@ -7,7 +7,6 @@ any more has no time. Then all take turns in one process over the same windows.
 from __future__ import annotations
 
 import hashlib
-import re
 import tempfile
 import time
 import warnings
@@ -23,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastpose.bench.alone import alone as run_alone
-from fastpose.bench.rows import Peer, Row, load
+from fastpose.bench.rows import Peer, Row, load, without_folders
 from fastpose.bench.rows import timed as figures_of
 from fastpose.bundles import build_engine
 from fastpose.engines import (
@@ -304,11 +303,6 @@ class _Side:
         return f"the engine takes at most {largest} windows" if size > largest else ""
 
 
-def _without_folders(text: str) -> str:
-    """Files by their last name alone: rows are read elsewhere, and tell nothing of this machine."""
-    return re.sub(r"(?<![^\s'\"])(?:/[^\s/:]+)+/(?=[^\s/:])", "", text)
-
-
 def _silent(text: str) -> None:
     """Tell nobody."""
 
@@ -350,7 +344,7 @@ def _prepared(
             warnings.simplefilter("ignore", UserWarning)  # random weights; bounds are looked at
             side.engine, side.file, seconds = _opened(asked, case, folder)
     except FastposeError as error:
-        side.absent = _without_folders(str(error))
+        side.absent = without_folders(str(error))
         return side
     stack.enter_context(closing(side.engine))
     manifest = side.engine.manifest
@@ -460,7 +454,7 @@ class _Judge:
             judge = _judge_random if untaught else _judge_joints
             reasons = judge(side, reference, self._pictures)
         except (FastposeError, ValueError) as error:
-            side.refused = _without_folders(str(error))
+            side.refused = without_folders(str(error))
             return
         if reasons and self._asked.allow:
             side.check += f"; over the bounds: {'; '.join(reasons)}"

@@ -20,7 +20,7 @@ from fastpose.bench.engines import (
     parse_case,
 )
 from fastpose.bench.people import PEOPLE, AnswerError, measure_people
-from fastpose.bench.rows import Document, Row, new_document
+from fastpose.bench.rows import Document, Row, new_document, without_folders
 from fastpose.bundles import build_engine
 from fastpose.detect import open_detector
 from fastpose.engines import (
@@ -312,15 +312,18 @@ class _Bench:
             try:
                 pose = stack.enter_context(self._pose(case, folder))
             except (BackendError, EngineError) as error:
-                yield [replace(row, absent=str(error))]
+                yield [replace(row, absent=without_folders(str(error)))]
                 return
             for people in self._who():
                 self.tell(f"{case.name}: people {'found' if people is None else 'placed'}")
+                who = {} if people else {"detector": Path(plan.finder).name}
+                failed = replace(row, case={**who, **row.case})
                 try:
                     rows = self._measure(pose, spec, video, people)
                 except AnswerError as error:
-                    found = {} if people else {"detector": Path(plan.finder).name}
-                    rows = [replace(row, case={**found, **row.case}, refused=str(error))]
+                    rows = [replace(failed, refused=str(error))]
+                except (BackendError, EngineError) as error:  # such as of memory, with many people
+                    rows = [replace(failed, absent=without_folders(str(error)))]
                 yield [_tidy(one, case.key) for one in rows]
 
     def _who(self) -> list[tuple[int, ...] | None]:
@@ -378,7 +381,7 @@ class _Bench:
             weights=plan.weights,
             options=options,
             calibration=plan.calibration if case.precision == "int8" else None,
-            allow=True,  # it was compared with the network among the engines
+            allow=bool(plan.batches),  # then it was compared with the network among the engines
             out=folder / f"{case.name.replace(' ', '-')}{suffix}",
             threads=plan.threads,
         )

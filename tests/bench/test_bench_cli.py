@@ -21,7 +21,7 @@ from fastpose.bench.rows import read_document
 from fastpose.bench.run import Plan, chosen_cases, make_clip, run_bench
 from fastpose.cli import main
 from fastpose.engines import Statement, wrap_network
-from fastpose.errors import BackendError
+from fastpose.errors import BackendError, EngineError
 from fastpose.frames import open_source
 from fastpose.machine import machine
 
@@ -245,6 +245,25 @@ def test_a_wrong_answer_in_a_video_is_a_refused_row(measured, capsys):
     assert status == 0
     assert "refused: cpn-light" in out
     assert "joints of frame 2 are elsewhere" in out
+
+
+def test_an_engine_that_fails_in_a_video_costs_no_other_row(measured, capsys):
+    measured.fail = EngineError("/home/somebody/net.onnx: out of memory")
+    status, out, _ = bench(capsys, "--people", "1")
+    assert status == 0
+    assert "## Engines" in out
+    assert ": net.onnx: out of memory" in out
+
+
+@pytest.mark.parametrize(("batches", "allowed"), [("1", True), ("none", False)])
+def test_what_is_built_is_compared_with_the_network_once(
+    measured, capsys, monkeypatch, tmp_path, batches, allowed
+):
+    asked = []
+    monkeypatch.setattr(bench_run, "build_engine", lambda *_, **given: asked.append(given))
+    monkeypatch.setattr(bench_run, "chosen_cases", lambda _: [EngineCase("openvino", "int8")])
+    bench(capsys, "--engines", "openvino:int8", "--people", "1", "--batch", batches)
+    assert [given["allow"] for given in asked] == [allowed]
 
 
 @pytest.mark.parametrize(
