@@ -90,6 +90,7 @@ _ACCURACY = _Rule(sign=-1, least=0.5, bounded=False)
 RULES = {
     "pck": _ACCURACY,
     "pckh": _ACCURACY,
+    "ap": _ACCURACY,
     "shift_px": _Rule(least=0.05, bounded=False),
     "moved_percent": _Rule(least=0.5, bounded=False),
     "instructions": _COUNT,

@@ -19,6 +19,7 @@ SIZE, DPI = (8.0, 5.6), 150  # inches, pixels an inch
 ACCURACY = {
     "pck": "PCK, % of joints",
     "pckh": "PCKh, % of joints",
+    "ap": "AP of keypoints, %",
     "shift_px": "median shift of joints from those in f32,\npixels of the network's input",
 }
 LOWER = ("shift_px",)  # is better

@@ -165,6 +165,7 @@ def test_what_else_differs_is_told_and_does_not_forbid():
         ("pck", 90.0, 89.4, "worse"),
         ("pck", 90.0, 90.6, "better"),
         ("pckh", 90.0, 80.0, "worse"),
+        ("ap", 70.0, 69.4, "worse"),
         ("shift_px", 0.01, 0.05, "same"),  # five times as much, and nothing
         ("shift_px", 0.01, 0.3, "worse"),
         ("moved_percent", 0.1, 0.7, "worse"),
