@@ -12,7 +12,7 @@ from soak import growth_percent
 from suite import ROOT, Suite, WrongAnswerError
 
 from fastpose.bench.alone import alone
-from fastpose.bench.engines import parse_case
+from fastpose.bench.engines import available_cases, parse_case
 from fastpose.bench.rows import Row, load
 from fastpose.fixtures import PICTURES
 
@@ -52,6 +52,9 @@ def bench_long_video(suite: Suite, model: str | None, request: pytest.FixtureReq
 def bench_whole_pose(suite: Suite, case: str) -> None:
     """Default model and detector on one picture: the peak of a process that does nothing else."""
     parsed = parse_case(case)
+    known = {one.name: one.absent for one in available_cases()}
+    if absent := known[parsed.name]:
+        pytest.skip(absent)
     figures = alone("default", parsed, threads=1, picture=PICTURES / "astronaut.jpg")
     row = Row(
         "memory",
