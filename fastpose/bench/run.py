@@ -35,7 +35,7 @@ from fastpose.engines import (
 from fastpose.errors import BackendError, EngineError, FrameError
 from fastpose.fixtures import Fixtures, built_in_pictures, windows
 from fastpose.frames import open_source, read_picture
-from fastpose.measure import FEWEST
+from fastpose.measure import FEWEST, TRIES, Times, take_turns
 from fastpose.models import model_spec
 from fastpose.models.spec import ModelSpec
 from fastpose.ops import set_num_threads
@@ -211,6 +211,8 @@ class _Bench:
                 f"rounds must be at least {FEWEST}, or nothing is known of their spread, got "
                 f"{plan.rounds}"
             )
+        if not plan.batches and not self._who():
+            raise ValueError("batches and people are none, as is the detector: nothing to measure")
         spec, cases = spec_of(plan), chosen_cases(plan)
         self._look_first(spec)
         if plan.threads:
@@ -315,11 +317,12 @@ class _Bench:
                 yield [replace(row, absent=without_folders(str(error)))]
                 return
             for people in self._who():
-                self.tell(f"{case.name}: people {'found' if people is None else 'placed'}")
+                which = "placed" if people else "found"
+                steps = _Steps(self.tell, f"{case.name}: people {which}")
                 who = {} if people else {"detector": Path(plan.finder).name}
                 failed = replace(row, case={**who, **row.case})
                 try:
-                    rows = self._measure(pose, spec, video, people)
+                    rows = self._measure(pose, spec, video, people, steps)
                 except AnswerError as error:
                     rows = [replace(failed, refused=str(error))]
                 except (BackendError, EngineError) as error:  # such as of memory, with many people
@@ -332,7 +335,12 @@ class _Bench:
         return placed if self.plan.finder == "none" else [*placed, None]
 
     def _measure(
-        self, pose: Pose, spec: ModelSpec, video: Path, people: tuple[int, ...] | None
+        self,
+        pose: Pose,
+        spec: ModelSpec,
+        video: Path,
+        people: tuple[int, ...] | None,
+        steps: _Steps,
     ) -> list[Row]:
         plan = self.plan
         return measure_people(
@@ -346,6 +354,8 @@ class _Bench:
             threads=plan.threads or 0,
             detector=Path(plan.finder).name,
             name=spec.name,
+            tell=steps,
+            take=steps.take,
         )
 
     def _pose(self, case: EngineCase, folder: Path) -> Pose:
@@ -385,6 +395,25 @@ class _Bench:
             out=folder / f"{case.name.replace(' ', '-')}{suffix}",
             threads=plan.threads,
         )
+
+
+@dataclass
+class _Steps:
+    """The steps of a video's passes: minutes go by in them, and more where times are unsteady."""
+
+    tell: Tell
+    label: str
+    tries: int = 0
+
+    def __call__(self, step: str) -> None:
+        self.tell(f"{self.label}: {step}")
+
+    def take(self, *args: Any, **options: Any) -> dict[str, Times]:
+        """`take_turns`, announced where it is not the first time."""
+        self.tries += 1
+        if self.tries > 1:
+            self(f"time, try {self.tries} of {TRIES}, for the last was unsteady")
+        return take_turns(*args, **options)
 
 
 def _tidy(row: Row, key: dict[str, str]) -> Row:

@@ -46,7 +46,8 @@ class Measured:
     def gone(case):
         return {"time": None, "check": "", "figures": {}} if case.absent else {}
 
-    def measure_people(self, pose, video, *, people, name, detector, **asked):
+    def measure_people(self, pose, video, *, people, name, detector, tell, take, **asked):
+        tell("check")
         if self.fail:
             raise self.fail
         self.people.append({"video": Path(video), "people": people, **asked})
@@ -96,6 +97,21 @@ def clip(path, frames=3):
         writer.write(np.full((48, 64, 3), 40 * i, np.uint8))
     writer.release()
     return path
+
+
+def test_steps_and_tries_of_a_video_are_told():
+    told = []
+    steps = bench_run._Steps(told.append, "openvino f32: people placed")
+    for _ in range(2):
+        assert steps.take({"call": lambda: None}, rounds=1)["call"].seconds
+    assert told == ["openvino f32: people placed: time, try 2 of 3, for the last was unsteady"]
+
+
+def test_nothing_to_measure_is_refused(capsys, measured):
+    status, out, err = bench(capsys, "--batch", "none", "--people", "none")
+    assert (status, out) == (2, "")
+    assert "nothing to measure" in err
+    assert bench(capsys, "--batch", "none", "--people", "1")[0] == 0
 
 
 def test_a_real_run_of_a_network_from_elsewhere_gives_one_document_and_all_files(tmp_path, capsys):
