@@ -136,9 +136,31 @@ class Row:
         """
         try:
             peers = {name: Peer(**peer) for name, peer in entry.get("peers", {}).items()}
-            return cls(**{**entry, "peers": peers})
+            row = cls(**{**entry, "peers": peers})
+            _check_types(row)
         except (TypeError, ValueError, AttributeError) as error:
             raise ResultsError(f"not a row of measurements: {error}") from error
+        return row
+
+
+def _check_types(row: Row) -> None:
+    """Of what is computed with.
+
+    Raises:
+        TypeError: one is another.
+    """
+    for name in ("case", "figures", "limits"):
+        if not isinstance(getattr(row, name), Mapping):
+            raise TypeError(f"{name} must be an object, got {getattr(row, name)!r}")
+    numbers = dict(row.figures)
+    if row.time is not None:
+        numbers |= {"median_ms": None, "spread": None, **row.time}
+    for name, peer in row.peers.items():
+        if peer.ratio is not None:
+            numbers |= {f"ratio to {name}": peer.ratio or None}
+    for name, value in numbers.items():
+        if type(value) not in (int, float):
+            raise TypeError(f"{name} must be a number, got {value!r}")
 
 
 def _told(value: object) -> bool:
@@ -264,6 +286,9 @@ def read_document(path: Path) -> Document:
     try:
         rows = tuple(Row.from_dict(row) for row in found["rows"])
         extra = {name: value for name, value in found.items() if name not in NAMES}
+        for name in ("machine", "versions"):
+            if not isinstance(found[name], dict):
+                raise TypeError(f"{name} must be an object, got {found[name]!r}")
         return Document(rows=rows, extra=extra, **{name: found[name] for name in HEAD})
     except (KeyError, TypeError, ResultsError) as error:
         raise ResultsError(f"{path}: {error}") from error

@@ -95,6 +95,26 @@ def test_one_unsteady_peer_does_not_cost_the_row_the_others():
 
 
 @pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("case", 3, "case must be an object, got 3"),
+        ("time", {}, "median_ms must be a number, got None"),
+        ("time", {**TIME, "spread": "0.1"}, "spread must be a number, got '0.1'"),
+        ("figures", {"fps": None}, "fps must be a number, got None"),
+        ("peers", {"rtmlib": {"ratio": 0}}, "ratio to rtmlib must be a number"),
+        ("machine", [], r"machine must be an object, got \[\]"),
+    ],
+)
+def test_a_value_that_cannot_be_computed_with(tmp_path, field, value, said):
+    path = tmp_path / "x.json"
+    found = document(ROW).to_dict()
+    (found if field in found else found["rows"][0])[field] = value
+    path.write_text(json.dumps(found))
+    with pytest.raises(ResultsError, match=said):
+        read_document(path)
+
+
+@pytest.mark.parametrize(
     ("text", "said"),
     [
         ("{", "not JSON"),
