@@ -152,7 +152,7 @@ def _check_types(row: Row) -> None:
     for name in ("case", "figures", "limits"):
         if not isinstance(getattr(row, name), Mapping):
             raise TypeError(f"{name} must be an object, got {getattr(row, name)!r}")
-    numbers = dict(row.figures)
+    numbers: dict[str, object] = dict(row.figures)
     if row.time is not None:
         numbers |= {"median_ms": None, "spread": None, **row.time}
     for name, peer in row.peers.items():
