@@ -95,8 +95,9 @@ def measure_people(
         A row for each number of people. Its time is that of a frame: percentiles over all frames
         of all passes, of which those that an engine in throughput mode takes at once share their
         time evenly, but `spread` is that of the passes. Its figures are `fps`, of whole passes;
-        `<stage>_ms`, milliseconds a frame of each stage, where drawing and writing are done in
-        line, not in a thread of their own as otherwise; and `rss_mb`, of this process at the end.
+        `people_found`, a frame, where the detector was asked; `<stage>_ms`, milliseconds a frame of
+        each stage, where drawing and writing are done in line, not in a thread of their own as
+        otherwise; and `rss_mb`, of this process at the end.
 
     Raises:
         AnswerError: see above.
@@ -199,6 +200,7 @@ class Run:
         loop: what else is done.
         folder: where files are written; each pass replaces them.
         seconds: of the frames of each pass so far.
+        found: people a frame, as `check` counted them.
     """
 
     pose: Pose
@@ -207,6 +209,7 @@ class Run:
     loop: Loop
     folder: Path
     seconds: list[tuple[float, ...]] = field(default_factory=list)
+    found: float = 0.0
 
     @property
     def case(self) -> Case:
@@ -252,6 +255,7 @@ class Run:
         )
         if not distance <= NEAR:
             raise AnswerError(f"joints are {distance:.3g} px from those of Pose.batch")
+        self.found = sum(map(len, given)) / len(given)
         return (
             f"{len(given)} frames, {sum(map(len, given))} people; joints of the first "
             f"{len(expected)} at most {distance:.2g} px from Pose.batch's"
@@ -408,6 +412,8 @@ def _measured(run: Run, passes: Times, of_frames: Times, split: dict[str, float]
     """The row's time, figures, and why they are refused."""
     time_, _, refused = figures_of({"passes": passes})
     figures = dict(split)
+    if run.people is None:
+        figures["people_found"] = round(run.found, 2)
     if time_ is not None:
         time_ = {**of_frames.to_dict(), "spread": round(spread(passes.seconds), 4)}
         figures["fps"] = round(run.clip.frames / passes.median, 2)

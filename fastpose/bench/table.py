@@ -43,6 +43,7 @@ STAGES = ("read", "detect", "crop", "network", "decode", "follow", "draw", "writ
 FIGURES = {
     "fps": "frames/s",
     "windows_per_s": "windows/s",
+    "people_found": "people found",
     **{f"{name}_ms": f"{name} ms" for name in STAGES},
     "enqueue_ms": "enqueue ms",
     "h2d_ms": "H2D ms",
@@ -143,8 +144,9 @@ def group_table(rows: Sequence[Row]) -> list[str]:
     """
     shown = [row for row in rows if not row.absent]
     alike = _alike(shown)
-    lines = [", ".join(f"{name} {_word(value)}" for name, value in alike.items()), ""]
-    lines = lines if alike else []
+    told = [f"{name} {_word(value)}" for name, value in alike.items() if value != shown[0].name]
+    told += _turns(shown)
+    lines = [", ".join(told), ""] if told else []
     if shown:
         figures, costs = _split_figures(shown)
         lines += _table(_columns(shown, alike, figures), shown)
@@ -157,28 +159,35 @@ def group_table(rows: Sequence[Row]) -> list[str]:
 
 def _reasons(rows: Sequence[Row], alike: Mapping[str, Any]) -> Iterator[str]:
     """Why something is not there, each reason once."""
-    places: dict[tuple[str, str], list[str]] = {}
+    places: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         missing = {"refused": row.refused, "not here": row.absent}
         missing |= {f"no ratio to {name}": peer.absent for name, peer in row.peers.items()}
         for what, why in missing.items():
             if why:
-                places.setdefault((what, why), []).append(_place(row, alike))
-    for (what, why), where in places.items():
-        all_alike = len(where) == len(rows) > 1
-        yield f"- {what}: {'all rows' if all_alike else '; '.join(where)}: {why}"
+                places.setdefault((what, why), []).append(row)
+    for (what, why), found in places.items():
+        all_alike = len(found) == len(rows) > 1
+        where = "all rows" if all_alike else "; ".join(_places(found, alike))
+        yield f"- {what}: {where}: {why}"
 
 
 def _alike(rows: Sequence[Row]) -> dict[str, Any]:
-    """What is the same of all rows, where there are several; the name of the model is in each."""
-    if len(rows) < 2:
-        return {}
-    first = rows[0].case
+    """What is the same of all rows, and needs no column."""
     return {
         name: value
-        for name, value in first.items()
+        for name, value in (rows[0].case if rows else {}).items()
         if name not in ALWAYS and all(row.case.get(name) == value for row in rows)
     }
+
+
+def _turns(rows: Sequence[Row]) -> list[str]:
+    """Of how many values the percentiles are: those of a video are of its frames."""
+    counts = sorted({int(row.time["turns"]) for row in rows if row.time and "turns" in row.time})
+    if not counts:
+        return []
+    unit = "frames" if rows[0].group == "pipeline" else "turns"
+    return [f"times of {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} {unit}"]
 
 
 def _split_figures(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
@@ -207,14 +216,18 @@ def series_of(row: Row) -> str:
     return " ".join(words) or row.name
 
 
-def _place(row: Row, alike: Mapping[str, Any]) -> str:
-    """Name and case of a row in words."""
-    words = [
-        f"{name} {_word(value)}"
-        for name, value in row.case.items()
-        if name not in alike and value != row.name
-    ]
-    return f"{row.name} ({', '.join(words)})" if words else row.name
+def _places(rows: Sequence[Row], alike: Mapping[str, Any]) -> Iterator[str]:
+    """Names and cases of rows in words; those that differ in one number alone are one."""
+    numbers: dict[tuple[str, ...], list[str]] = {}
+    for row in rows:
+        case = {k: v for k, v in row.case.items() if k not in alike and v != row.name}
+        axis = next((name for name in ("batch", "people") if name in case), "")
+        value = [_word(case.pop(axis))] if axis else []
+        words = [f"{name} {_word(value)}" for name, value in case.items()]
+        numbers.setdefault((row.name, axis, *words), []).extend(value)
+    for (name, axis, *words), found in numbers.items():
+        words += [f"{axis} {', '.join(dict.fromkeys(found))}"] if axis else []
+        yield f"{name} ({', '.join(words)})" if words else name
 
 
 def _word(value: Any) -> str:

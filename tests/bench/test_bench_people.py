@@ -135,6 +135,7 @@ def test_the_detector_is_asked_where_there_are_no_boxes(clip):
     assert "people" not in row.case
     assert row.check.startswith("4 frames, 8 people; joints of the first 1 at most 0 px")
     assert {"detect_ms", "draw_ms"} <= set(row.figures)
+    assert row.figures["people_found"] == 2
     assert "write_ms" not in row.figures
     passes = 1 + 2 + 1 + module.WATCHED  # checked, warmed up, counted, watched
     assert pose._detector.calls == 2 * passes + 1  # the last is by Pose.batch
