@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 RUNS = 10  # after the first, at most
 ENOUGH = 1.0  # seconds of them
 PATIENCE = 600.0  # seconds for the child
+MARK = "fastpose alone: "  # before the figures: runtimes print, too, some when they end
 # The clock starts before anything of ours is imported.
 CHILD = """
 import sys, time
@@ -90,11 +91,12 @@ def alone(
         raise EngineError(f"{where}: did not end within {patience:g} s") from None
     if done.returncode:
         raise EngineError(f"{where}: {_reason(done)}")
-    return {name: float(value) for name, value in json.loads(_last(done.stdout)).items()}
+    said = done.stdout.rpartition(MARK)[2].partition("\n")[0]
+    return {name: float(value) for name, value in json.loads(said).items()}
 
 
 def answer(imported: float, text: str) -> None:
-    """What the child does: print the figures as the last line, or the error and exit with 1.
+    """What the child does: print the figures behind `MARK`, or the error and exit with 1.
 
     Args:
         imported: seconds that importing fastpose took.
@@ -105,7 +107,8 @@ def answer(imported: float, text: str) -> None:
         figures = _measure(json.loads(text))
     except (FastposeError, ValueError) as error:
         sys.exit(str(error))
-    sys.stdout.write(json.dumps({"import_ms": round(1e3 * imported, 2), **figures}) + "\n")
+    found = {"import_ms": round(1e3 * imported, 2), **figures}
+    sys.stdout.write(f"\n{MARK}{json.dumps(found)}\n")
 
 
 def _measure(asked: dict[str, Any]) -> dict[str, float]:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from calm_network import CALM, make_trained, register
 
+from fastpose.bench import alone as module_alone
 from fastpose.bench import engines as bench
 from fastpose.bench.alone import alone
 from fastpose.bench.engines import (
@@ -377,6 +378,11 @@ def test_a_process_of_its_own_tells_its_start_and_its_memory(bundle):
     assert set(found) == {"import_ms", "open_ms", "first_ms", "peak_rss_mb"}
     assert all(value > 0 for value in found.values())
     assert 20 < found["peak_rss_mb"] < 600
+
+
+def test_what_a_runtime_prints_when_it_ends_is_no_figure(bundle, monkeypatch):
+    monkeypatch.setattr(module_alone, "CHILD", module_alone.CHILD + "print('bye')\n")
+    assert alone(bundle, OPENVINO, threads=1, runs=1)["open_ms"] > 0
 
 
 def test_what_fails_there_is_one_line(tmp_path):
