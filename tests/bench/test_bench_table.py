@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from untaken import beside, document, engine_row, people_row
+from untaken import beside, document, engine_row, people_row, time_of
 
 from fastpose.bench.compare import RULES, compare
 from fastpose.bench.table import (
@@ -61,14 +61,25 @@ def test_people_have_a_row_each_with_their_stages_and_what_is_alike_is_told_once
     assert found[1]["frames/s"] == "20"
     assert found[1]["network ms"] == "49.50"
     assert "video" not in found[0]
-    assert "## End to end\n\nvideo a.mp4\n" in text
+    assert "## End to end\n\nvideo a.mp4, times of 10 frames\n" in text
+    text = markdown(document(people_row(2, 9, case={"people": 2, "model": "tiny", "draw": False})))
+    assert "## End to end\n\ndraw no, times of 10 frames\n" in text  # the model is the title
+    assert "draw" not in tables(text)[0][0]
+
+
+def test_how_many_values_percentiles_are_of_is_told():
+    long = engine_row(batch=8, time={**time_of(20), "turns": 100})
+    assert "\ntimes of 10 turns\n" in markdown(document(engine_row()))
+    assert "\ntimes of 10 to 100 turns\n" in markdown(document(long, engine_row()))
 
 
 def test_people_who_are_found_stand_apart_from_those_who_are_placed():
     case = {"detector": "default", "every": 1, "engine": "openvino", "precision": "f32"}
-    placed, found = tables(markdown(document(people_row(1, 10), people_row(1, 20, case=case))))
-    assert "detector" not in placed[0]
-    assert (found[0]["detector"], found[0]["every"]) == ("default", "1")
+    text = markdown(document(people_row(1, 10), people_row(1, 20, case=case)))
+    placed, found = tables(text)
+    assert placed[0]["people"] == "1"
+    assert "people" not in found[0]
+    assert "of the people whom a detector finds\n\ndetector default, every 1, times" in text
 
 
 def test_columns_with_nothing_in_them_are_left_out():
@@ -92,9 +103,9 @@ def test_what_is_refused_or_absent_is_shown_with_its_reason():
     found = tables(text)[0]
     assert [row["median ms"] for row in found] == ["10", "refused", "10"]
     assert found[1]["PCK %"] == "80"
-    assert "- refused: tiny (batch 1, engine openvino, precision bf16): too wide" in text
-    assert "- not here: tiny (batch 1, engine torch, precision f32): torch is not inst" in text
-    assert "- no ratio to torch module f32: tiny (batch 8, engine openvino" in text
+    assert "- refused: tiny (engine openvino, precision bf16, batch 1): too wide" in text
+    assert "- not here: tiny (engine torch, precision f32, batch 1): torch is not inst" in text
+    assert "- no ratio to torch module f32: tiny (engine openvino, precision f32, batch 8)" in text
 
 
 def test_a_reason_of_many_rows_is_told_once():
@@ -103,7 +114,7 @@ def test_a_reason_of_many_rows_is_told_once():
     assert text.count("no torch") == 1
     assert "- no ratio to torch module f32: all rows: no torch" in text
     text = markdown(document(*rows, engine_row(batch=4)))
-    assert "tiny (batch 1, engine openvino, precision f32); tiny (batch 2, " in text
+    assert "f32: tiny (engine openvino, precision f32, batch 1, 2): no torch" in text
 
 
 def test_rows_that_are_all_absent_make_no_table():
