@@ -15,6 +15,7 @@ from typing import Any
 from fastpose.bench.rows import Document, ResultsError, Row
 
 FAIL_OVER = 0.05  # share of the figure before
+BUSY = 1.5  # load of a core from which others than the run are at work
 FAILING = ("slower", "worse", "wrong", "missing")
 TIME = "median ms"
 RATIO = "ratio to "
@@ -140,7 +141,11 @@ def compare(
         for key, row in earlier.items()
         for change in _changes_of_row(row, later.get(key), fail_over, here)
     ]
-    new = [Change(key, "", verdict="new") for key in later if key not in earlier]
+    new = [
+        Change(key, "", verdict="new")
+        for key, row in later.items()
+        if key not in earlier and not row.absent
+    ]
     return changes + new
 
 
@@ -151,13 +156,26 @@ def machine_differences(before: Document, after: Document) -> list[str]:
 
 
 def other_differences(before: Document, after: Document) -> list[str]:
-    """In what else they differ: versions of packages, the system, the numbers of threads."""
+    """In what else they differ: versions of packages, the system, threads, and who was busy."""
     names = sorted({*before.versions, *after.versions})
     threads = ({"threads": _threads(before)}, {"threads": _threads(after)})
     return [
         *_unlike(before.versions, after.versions, names),
         *_unlike(before.machine, after.machine, ("python", "system")),
         *_unlike(*threads, ("threads",)),
+        *_busy(before, after),
+    ]
+
+
+def _busy(before: Document, after: Document) -> list[str]:
+    """Loads that others must have been part of, since no run has more threads than cores."""
+    loads = [max((row.load or 0.0 for row in one.rows), default=0.0) for one in (before, after)]
+    cores = int(before.machine.get("cores") or 0)
+    if not cores or max(loads) <= BUSY * cores:
+        return []
+    return [
+        f"load: up to {loads[0]:g} before, {loads[1]:g} after, on {cores} cores: others were at "
+        "work, and times may have changed by that"
     ]
 
 

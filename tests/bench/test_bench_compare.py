@@ -89,6 +89,8 @@ def test_what_has_gone_fails_and_what_is_new_does_not():
     assert (found.verdict, found.note) == ("missing", "onnxruntime is not installed")
     assert only(absent, engine_row()).verdict == "new"
     assert compare(document(absent), document(absent)) == []
+    more = replace(absent, case={**absent.case, "batch": 8})  # never was there, and is not now
+    assert [c.verdict for c in compare(document(common), document(common, more))] == ["same"]
 
 
 @pytest.mark.parametrize(
@@ -156,6 +158,15 @@ def test_what_else_differs_is_told_and_does_not_forbid():
         "threads: 1 before, 1, 4 after",
     ]
     assert compare(document(row), after)[0].what == "median ms"
+
+
+def test_that_others_were_at_work_is_told():
+    quiet, loud = (document(engine_row(load=load)) for load in (6.0, 6.1))  # on 4 cores
+    assert other_differences(quiet, quiet) == []
+    for before, after in ((quiet, loud), (loud, quiet)):
+        (text,) = other_differences(before, after)
+        assert text.startswith("load: up to 6")
+        assert "others were at work" in text
 
 
 @pytest.mark.parametrize(
