@@ -140,7 +140,7 @@ class Timed:
 
         Returns:
             The row. One that stays unsteady is kept as refused, without its times, and the
-            benchmark skipped.
+            benchmark skipped, as it is where the ratio to a peer with a limit stays so.
         """
         beside = dict(beside or {})
         row = Row(group, name, case, check(), threads, device, clock, command=self.command)
@@ -180,6 +180,9 @@ class Timed:
         if refused:
             pytest.skip(f"refused: {refused}")
         assert_limits(row)
+        unknown = [f"{n}: {row.peers[n].absent}" for n in limits if row.peers[n].unsteady]
+        if unknown:
+            pytest.skip(f"refused: {'; '.join(unknown)}")
         return row
 
     @property

@@ -50,6 +50,11 @@ class Peer:
     version: str = ""
     absent: str = ""
 
+    @property
+    def unsteady(self) -> bool:
+        """Whether it is absent for the spread of its ratios."""
+        return self.absent.startswith(UNSTEADY)
+
 
 @dataclass(frozen=True)
 class Row:

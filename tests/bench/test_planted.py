@@ -8,12 +8,14 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from fastpose import measure
+from fastpose.measure import Times
 from fastpose.ops import cpp, decode, warp
 
 pytest.importorskip("torch")
@@ -100,6 +102,20 @@ def test_a_warp_that_is_half_a_pixel_off(benchmarks, timed, clock, monkeypatch):
     with pytest.raises(benchmarks.suite.WrongAnswerError, match="grey levels apart, at most"):
         run(timed, "straight", function=half_a_pixel_off)
     assert timed.suite.rows == []
+
+
+@pytest.mark.parametrize(("peer", "says"), [("wild", "refused: wild: the quartiles"), ("calm", "")])
+def test_a_limit_that_nothing_is_known_of_does_not_pass(benchmarks, timed, monkeypatch, peer, says):
+    times = {"wild": (3.0, 3.0, 6.0, 6.0), "calm": (3.0,) * 4, "ours": (1.0,) * 4}
+    monkeypatch.setattr(
+        benchmarks.suite, "take_turns", lambda calls, **_: {n: Times(times[n]) for n in calls}
+    )
+    beside = {peer: benchmarks.suite.Beside(list, at_least=1)}
+    skips = pytest.raises(pytest.skip.Exception, match=says) if says else nullcontext()
+    with skips:
+        timed("ops", "work", {}, list, check=lambda: "right", beside=beside)
+    (row,) = timed.suite.rows
+    assert row.peers[peer].unsteady is bool(says)
 
 
 def suite_says(tmp_path, *arguments, planted):
