@@ -87,7 +87,7 @@ def _add_engines(group: argparse._ArgumentGroup) -> None:
         "--engines",
         type=_words,
         metavar="ENGINE:PRECISION,...",
-        help="such as openvino:f32,openvino:bf16,onnxruntime:f32,torch:f32:compile, or all; the "
+        help="such as openvino:bf16,torch:f32:compile, or all; the "
         "video runs in each, too (default: those that run here and need nothing built, and for "
         "the video the one that predict takes)",
     )
@@ -180,6 +180,8 @@ def _measure(args: argparse.Namespace) -> int:
         _plot(args.out, document)
         written = ", ".join(name for name in FILES if (args.out / name).exists())
         print(f"wrote {written} in {args.out}", file=sys.stderr)
+    if all(row.absent for row in document.rows):
+        raise BackendError("nothing could be measured here; each row says why")
     return 0
 
 

@@ -114,6 +114,17 @@ def test_nothing_to_measure_is_refused(capsys, measured):
     assert bench(capsys, "--batch", "none", "--people", "1")[0] == 0
 
 
+def test_where_nothing_can_run_the_status_says_so_too(capsys, measured, monkeypatch):
+    absent = engine_row(time=None, check="", figures={}, absent="no such runtime")
+    monkeypatch.setattr(bench_run, "measure_engines", lambda *_, **__: [absent])
+    status, out, err = bench(capsys, "--people", "none", "--json")
+    assert json.loads(out)["rows"][0]["absent"] == "no such runtime"
+    assert (status, err) == (
+        2,
+        "fastpose bench: nothing could be measured here; each row says why\n",
+    )
+
+
 def test_a_real_run_of_a_network_from_elsewhere_gives_one_document_and_all_files(tmp_path, capsys):
     pytest.importorskip("onnx")
     pytest.importorskip("matplotlib")
