@@ -224,6 +224,8 @@ def missing(rows: Sequence[Row]) -> list[str]:
     absent: dict[tuple[str, str], list[str]] = {}
     refused: dict[tuple[str, str], list[str]] = {}
     for row in rows:
+        if row.absent and row.name in (LOOP, SINGLE):  # the other tables tell it themselves
+            absent.setdefault((what_of(row) or row.name, row.absent), []).append(place_of(row))
         if not set(row.peers) - set(SELF):
             continue
         if row.refused:

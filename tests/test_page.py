@@ -227,6 +227,12 @@ def test_what_is_not_there_has_its_reason(text):
     assert gone.count("40 % apart") == 1
 
 
+def test_a_loop_that_does_not_run_here_has_its_reason(page):
+    loop = replace(pose(8, "int8", 7.0), time=None, peers={}, absent="needs NNCF")
+    gone = under(text_of(page, replace(DOCUMENT, rows=(loop,))), "What is not here, and why")
+    assert "- reading a video and pose, CPN-50, openvino int8: needs NNCF (8 people)" in gone
+
+
 def test_the_machine_stands_over_its_tables(text):
     machine = text.split("## A Processor, 4 cores\n", 1)[1]
     assert "16.0 GiB" in machine

@@ -70,7 +70,7 @@ def int8(
 
     def build(model: str) -> Path:
         if package_version("nncf") is None:
-            pytest.skip("int8 needs NNCF: fastpose-inference[int8]")
+            pytest.skip("int8 needs NNCF: fastpose-inference[quantize]")
         made_by = "-".join(str(package_version(p)) for p in ("openvino", "nncf"))
         path = KEPT / f"{model}-{name}-{made_by}.xml"
         if not path.with_suffix(".json").is_file():
