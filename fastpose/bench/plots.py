@@ -56,7 +56,7 @@ def plot_latency(document: Document, path: Path) -> Path | None:
             series.setdefault(series_of(row), []).append(point)
     if not series:
         return None
-    figure, axes = _axes(document, "Latency by people")
+    figure, axes = _axes(document, "Time of a frame by people", placed)
     for place, (name, points) in enumerate(series.items()):
         _line(axes, place, name, sorted(points, key=lambda point: point.x))
     _people_axis(axes, series)
@@ -92,7 +92,7 @@ def plot_accuracy(document: Document, path: Path) -> Path | None:
             label = f"{row.case['batch']}" if "batch" in row.case else ""
             point = _Point(_throughput(row), value, value, label)
             series.setdefault(series_of(row), []).append(point)
-    figure, axes = _axes(document, "Accuracy against throughput")
+    figure, axes = _axes(document, "Accuracy against throughput", engines)
     for place, (name, points) in enumerate(series.items()):
         _line(axes, place, name, sorted(points, key=lambda point: point.x))
         _label(axes, points)
@@ -124,9 +124,14 @@ def _wide(values: Sequence[float]) -> bool:
     return min(values) > 0 and max(values) / min(values) > WIDE
 
 
-def _axes(document: Document, title: str) -> tuple[Any, Any]:
+def _axes(document: Document, title: str, rows: Sequence[Row]) -> tuple[Any, Any]:
+    """With what a picture by itself must say: the machine, and on what of it."""
     figure, axes = new_axes(SIZE)
-    axes.set_title(f"{title}: {model_of(document)}\n{machine_line(document.machine)}", fontsize=11)
+    threads = sorted({row.threads for row in rows if row.time})
+    words = [machine_line(document.machine)]
+    words += [f"threads: {', '.join(map(str, threads))}"] if any(threads) else []
+    words += sorted({str(row.case["video"]) for row in rows if "video" in row.case})
+    axes.set_title(f"{title}: {model_of(document)}\n{', '.join(words)}", fontsize=11)
     return figure, axes
 
 
@@ -197,7 +202,7 @@ def _people_axis(axes: Any, series: Series) -> None:
 
 
 def _frames_axis(axes: Any) -> None:
-    """The same as frames a second, on the right."""
+    """The inverse on the right: less than that is left where opening the video counts."""
 
     def swap(values: Any) -> Any:
         import numpy as np
@@ -205,7 +210,7 @@ def _frames_axis(axes: Any) -> None:
         return 1000 / np.maximum(values, 1e-9)
 
     right = axes.secondary_yaxis("right", functions=(swap, swap))
-    right.set_ylabel("frames a second")
+    right.set_ylabel("frames a second at that time of a frame")
     if axes.get_yscale() == "log":
         _plain(right.yaxis)
 
