@@ -22,7 +22,7 @@ TOLERANCE = 2e-6  # of the peak
 LEAST_MMPOSE = {1: 1.5, 8: 3.25, 32: 3.0}
 # What takes twice its time does not pass. At one person: with more, the system's time for fresh
 # memory comes and goes.
-LEAST_TORCH = {1: 3.6}
+LEAST_TORCH = {1: 5.0}
 
 
 def joints(people: int) -> np.ndarray:
@@ -125,4 +125,6 @@ def bench_render_beside_peers(timed, people, method):
         check=lambda: f"definition: {apart(truth(points, method), run().numpy())}",
         beside=others(points, run().numpy(), method),
         rounds=FEW if people > 8 else 40,
+        # The first call of a turn takes up to twice its time, by who had the turn before.
+        repeats=20 if people == 1 else None,
     )

@@ -22,6 +22,7 @@ STYLES = ("exact", "msra", "udp", "caffe", "megvii", "hourglass")
 PEOPLE = ("max", "sum-clamped")
 
 CAFFE_CUT = 4.6052  # ln 100, with the digits of the released code: values under 1 % are dropped
+PREVIOUS = 1.0 - 2.0**-24  # times a positive float32: the next lower one
 FAR = 1e18  # cells: what lies there is not drawn, and its square is finite
 
 
@@ -90,16 +91,13 @@ def render(
     _check_sigma(sigma, points.shape[-2])
     _check_peak(peak_value)
     _check_out(out, points, size, background)
-    obstacle = None
-    if backend or points.is_cuda:  # elsewhere nobody asks for Triton
+    run = render_reference
+    if backend or points.is_cuda:  # elsewhere there is nothing to choose
         obstacle = _triton_obstacle(points, visible, sigma, style)
-    if obstacle and backend == "triton":
-        raise ValueError(f"backend must not be 'triton' {obstacle}")
-    match choose(backend, points, kernels=() if obstacle else ("triton",)):
-        case "triton":
+        if obstacle and backend == "triton":
+            raise ValueError(f"backend must not be 'triton' {obstacle}")
+        if choose(backend, points, kernels=() if obstacle else ("triton",)) == "triton":
             from fastpose.ops.triton.render import render as run
-        case _:
-            run = render_reference
     return run(
         points,
         visible,
@@ -176,7 +174,7 @@ class _Scale:
         far: [K, 1], FAR.
         slope: [K, 1, 1], -1 / (2 sigma^2 ln 2), for the exponential of base 2: that of base e takes
             ten times as long where the result is next to 0, as most of a profile is.
-        low, high: [K, 1] and [K, 2], from where up to below where "exact" draws a joint.
+        low, high: [K, 1] and [K, 2], the first and the last place where "exact" draws a joint.
         window: [K, 1, 1], cells from c that a window reaches.
         support: [K, 1, 1], the highest |p - m|^2 that "caffe" draws.
         tables: [K, w, w] and [K, h, h], the profiles of "megvii"; none for the other styles.
@@ -195,10 +193,10 @@ class _Scale:
 def _scale(
     sigma: float | Tensor, size: tuple[int, int], style: str, device: torch.device
 ) -> _Scale:
-    import torch
-
     if isinstance(sigma, (int, float)) and not _is_traced():
         return _scale_of_number(float(sigma), *size, style, device)
+    import torch
+
     return _make_scale(torch.as_tensor(sigma, dtype=torch.float32, device=device), size, style)
 
 
@@ -233,7 +231,7 @@ def _make_scale(sigma: Tensor, size: tuple[int, int], style: str) -> _Scale:
         far=torch.full_like(sigma, FAR),
         slope=(-0.5 / math.log(2.0) / (deviation * deviation))[..., None],
         low=-reach - 1.0,
-        high=torch.cat((w + reach, h + reach), dim=1),
+        high=torch.cat((w + reach, h + reach), dim=1) * PREVIOUS,
         window=window[..., None],
         support=(2.0 * CAFFE_CUT * spread * spread)[..., None],
         tables=tables,
@@ -245,7 +243,7 @@ def _profiles(
 ) -> tuple[Tensor, Tensor]:
     """Values along x [..., K, w] and along y [..., K, h] of points [..., K, 2], peak 1."""
     if style == "exact":
-        near = (points >= scale.low) & (points < scale.high)
+        near = points.clamp(scale.low, scale.high) == points
         centre = points.where(near, scale.far).unsqueeze(-1)
     else:
         centre = points.nan_to_num(FAR, FAR, -FAR).unsqueeze(-1)
@@ -262,7 +260,8 @@ def _profiles(
         values = (distance * distance * scale.slope).exp2()
         values = values.where(cells.abs() <= scale.window, 0.0)
     across, down = values.unbind(-2)
-    return across.narrow(-1, 0, size[1]), down.narrow(-1, 0, size[0])
+    h, w = size  # one of them is all of the grid, and a view takes as long as a sum
+    return across if w >= h else across.narrow(-1, 0, w), down if h >= w else down.narrow(-1, 0, h)
 
 
 def _look_up(tables: Tensor, cell: Tensor) -> Tensor:

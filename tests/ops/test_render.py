@@ -63,6 +63,13 @@ def test_exact_draws_nothing_for_a_joint_far_outside():
     assert [m.any() for m in draw(far)] == [False, False, True, True]
 
 
+def test_exact_draws_from_its_first_place_to_the_last_below_its_end():
+    first, end = np.float32(-7), np.float32(SIZE[1] + 6)
+    places = (first, np.nextafter(first, -np.inf), np.nextafter(end, first), end)
+    drawn = [m.any() for m in draw([(float(x), 5.0) for x in places])]
+    assert drawn == [True, False, True, False]
+
+
 @pytest.mark.parametrize(
     ("kernel", "sigma"), [(7, 1.4), (9, 1.7), (11, 2.0), (13, 2.3), (15, 2.6), (17, 2.9), (23, 3.8)]
 )
