@@ -64,9 +64,10 @@ class Plan:
     limits: Mapping[int, float] = field(default_factory=dict)
 
 
-LIGHT = ("openvino:f32", "openvino:bf16", "openvino:int8", "onnxruntime:f32", "torch:f32")
+# The module that all stand beside is torch in f32 already.
+LIGHT = ("openvino:f32", "openvino:bf16", "openvino:int8", "onnxruntime:f32")
 PLANS = {
-    "cpn-light": Plan((1, 8), 12, LIGHT, None, {1: 1.0, 8: 0.75}),
+    "cpn-light": Plan((1, 8), 8, LIGHT, None, {1: 1.0, 8: 0.75}),
     "cpn50": Plan((1, 8), 6, ("openvino:f32", "openvino:bf16", "onnxruntime:f32"), 8, {1: 0.8}),
     "cpm-lsp": Plan((1,), 4, LARGE[:1]),
     "structured-lsp": Plan((1,), 4),

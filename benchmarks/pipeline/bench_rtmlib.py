@@ -35,7 +35,7 @@ from fastpose.measure import Times, steady
 from fastpose.models import model_spec
 
 MODEL = "cpn50"
-FRAMES, ROUNDS = 4, 5
+FRAMES, ROUNDS = 3, 5
 SETTLE = 0.1  # seconds until the threads of the runtime before have stopped spinning
 NAME, PEER = "reading and pose", "rtmlib"
 SAME_WORK = (
