@@ -18,6 +18,8 @@ from fastpose.ops import suppress_boxes, suppress_poses
 
 BOXES, POSES, JOINTS = 20, 5, 17
 IOU, OKS = 0.5, 0.9
+# What takes twice its time does not pass: measured are 3.4 to 4.2 and, of that, half.
+LEAST_OPENCV = {8: 2.4}
 
 Indices = npt.NDArray[np.int64]
 
@@ -102,7 +104,12 @@ def bench_suppress_boxes(timed, people):
         beside={
             "reference": Beside(slow),
             "numpy": Beside(plain, lambda: same(kept, plain()), version=np.__version__),
-            "opencv": Beside(theirs, lambda: same(kept, theirs()), version=cv2.__version__),
+            "opencv": Beside(
+                theirs,
+                lambda: same(kept, theirs()),
+                at_least=LEAST_OPENCV.get(people),
+                version=cv2.__version__,
+            ),
             "torchvision": with_torchvision(boxes, scores, kept),
         },
     )
