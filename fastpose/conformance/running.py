@@ -39,6 +39,7 @@ SETTLING = 500  # runs before memory is looked at, at most half of all
 SAMPLES = 20  # looks at the memory, spread over the runs
 GROWTH = 4 << 20  # bytes: a leak of 1 kB a run makes more of them in 10,000
 REPLAYS, FULL_REPLAYS = 50, 1000
+PATIENCE = 300.0  # seconds: how far one thread may be behind the other, on a busy machine, too
 ROUNDS = 20  # of two threads, and for the speed
 WARM_UP = 5  # runs that are not timed
 # windows that are cut on a GPU differ in their last bits: no more than a change of runtime may
@@ -391,7 +392,7 @@ def two_threads(subject: Subject) -> str:
 
         def work(which: int) -> None:
             for _ in range(ROUNDS):
-                barrier.wait(timeout=60)
+                barrier.wait(timeout=PATIENCE)
                 found[which].append(answer((first, second)[which], halves[which]))
 
         barrier = threading.Barrier(2)
