@@ -9,6 +9,7 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from shutil import copyfile
@@ -314,7 +315,10 @@ def _compile(
         config["NUM_STREAMS"] = options.requests
     cache = _cache(path, device)
     if cache is not None:
-        config["CACHE_DIR"] = str(cache)
+        # Processes that write the same entry at once may take its file from each other, which
+        # ends the compilation of one of them: it then does without.
+        with suppress(RuntimeError):
+            return _core().compile_model(model, device, {**config, "CACHE_DIR": str(cache)})
     try:
         return _core().compile_model(model, device, config)
     except RuntimeError as error:

@@ -373,6 +373,24 @@ def test_engines_run_where_nothing_can_be_kept(graph, tmp_path):
     np.testing.assert_allclose(opened(graph)(images(3)), expected(images(3)), atol=1e-4)
 
 
+def test_an_entry_that_another_process_took_is_done_without(graph, monkeypatch):
+    core, asked = openvino._core(), []
+
+    class Raced:
+        """Fails where it would keep what it compiles."""
+
+        def compile_model(self, model, device, config):
+            asked.append("CACHE_DIR" in config)
+            if asked[-1]:
+                raise RuntimeError("filesystem error: cannot set permissions: No such file")
+            return core.compile_model(model, device, config)
+
+    monkeypatch.setattr(openvino, "_core", Raced)
+    engine = opened(graph, buckets=(2,))
+    assert asked == [True, False]
+    np.testing.assert_allclose(engine(images(2)), expected(images(2)), atol=1e-4)
+
+
 def test_large_graphs_are_not_kept(graph, tmp_path, monkeypatch):
     monkeypatch.setattr(openvino, "CACHED_GRAPH", 100)
     opened(graph)
