@@ -158,7 +158,7 @@ def test_the_suite_itself_finds_both(counting, tmp_path):
     chosen = "(decode and quarter and avx2) or (reference and scalar and straight)"
     status, output, rows = suite_says(tmp_path, COUNTED, warped, "-k", chosen, planted=True)
     assert status == 1
-    assert re.search(r"decode method=quarter .*: baseline 0\.5\d*, at least 0\.\d+", output)
+    assert re.search(r"decode method=quarter .*: baseline 0\.[45]\d*, at least 0\.\d+", output)
     assert re.search(r"WrongAnswerError: \S+ grey levels apart, at most", output)
     assert [row["name"] for row in rows] == ["decode"]
 
