@@ -5,9 +5,11 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
+import quick
 
 # Shapes are small: on a busy machine a barrier costs more than a test, also in a test's children.
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before any library reads it
@@ -56,6 +58,10 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        quick.quicken_interpreter()
+    if "fastpose.engines.build" in sys.modules:  # some test exports
+        quick.quicken_export()
 
 
 @pytest.fixture(scope="session")
