@@ -20,7 +20,7 @@ from fastpose.detect import BoxesFile
 from fastpose.errors import FastposeError
 from fastpose.frames import Source, open_source
 from fastpose.machine import resident_bytes
-from fastpose.measure import Times, spread, stage, stages, steady, take_turns
+from fastpose.measure import SPREAD, TRIES, Times, spread, stage, stages, take_turns
 from fastpose.pose import Follower, Image, Pose
 from fastpose.sinks import open_sinks
 from fastpose.sinks.background import BackgroundSink
@@ -394,18 +394,20 @@ def _distance(ours: People, theirs: People) -> float:
 
 
 def _take_turns(runs: Sequence[Run], rounds: int, take: Turns) -> list[tuple[Times, Times]]:
-    """Of each run the times of its passes and of the frames in them."""
-    tries = []
+    """Of each run the times of its passes and of the frames in them, of its steadiest try.
 
-    def turns() -> dict[str, Times]:
-        passes = take({str(run.people): run for run in runs}, rounds=rounds, repeats=1)
-        frames = [sum(run.seconds[-rounds:], ()) for run in runs]
-        tries.append((passes, [Times(seconds) for seconds in frames]))
-        return passes
-
-    steadiest = steady(turns)
-    frames = next(frames for passes, frames in tries if passes == steadiest)
-    return list(zip(steadiest.values(), frames, strict=True))
+    Runs are not held against each other, so only those that are unsteady take turns once more.
+    """
+    best: dict[str, tuple[Times, Times]] = {}
+    left = {str(run.people): run for run in runs}
+    for _ in range(TRIES):
+        for name, passes in take(left, rounds=rounds, repeats=1).items():
+            if name not in best or passes.spread < best[name][0].spread:
+                best[name] = passes, Times(sum(left[name].seconds[-rounds:], ()))
+        left = {name: run for name, run in left.items() if best[name][0].spread > SPREAD}
+        if not left:
+            break
+    return list(best.values())
 
 
 def _measured(run: Run, passes: Times, of_frames: Times, split: dict[str, float]) -> dict[str, Any]:

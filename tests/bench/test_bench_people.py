@@ -257,6 +257,21 @@ def test_unsteady_passes_are_refused(clip):
     assert "network_ms" in row.figures
 
 
+def test_only_the_unsteady_take_turns_again(clip):
+    asked = []
+
+    def take(calls, *, rounds, repeats):
+        asked.append(list(calls))
+        found = {"1": (1.0,) * 4, "2": (1.0, 1.0, 2.0, 3.0) if len(asked) < 2 else (2.0,) * 4}
+        for name, run in calls.items():
+            run.seconds += [(seconds,) for seconds in found[name]]
+        return {name: Times(found[name]) for name in calls}
+
+    rows = measure_people(make_pose(), clip, people=(1, 2), frames=1, rounds=4, take=take)
+    assert asked == [["1", "2"], ["2"]]
+    assert [row.time["median_ms"] for row in rows] == [1000.0, 2000.0]
+
+
 def test_frames_of_the_steadiest_try_are_kept(clip):
     tries = iter([(1.0, 1.0, 2.0, 3.0), (4.0, 4.0, 4.0, 4.0)])
 
