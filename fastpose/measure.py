@@ -131,8 +131,9 @@ def take_turns(
         rounds: how many turns of each are counted.
         repeats: calls in a turn; None chooses for each as many as last `SHORTEST`.
         clock: "wall", or "thread" for work that its calling thread does alone.
-        before: done before each turn, off the clock: it puts back what calls write over, and leaves
-            the caches alike for all. Needs `repeats=1`.
+        before: done before each call, off the clock: it puts back what calls write over, and leaves
+            the caches alike for all. The calls of a turn are then timed one by one, and their
+            median counts.
         settle: seconds to wait before each turn, after which one call is not counted: the threads
             of a runtime go on spinning for a while and slow down whoever comes next.
         warm_up: turns before the first that counts.
@@ -145,7 +146,7 @@ def take_turns(
     Raises:
         ValueError: an argument is out of range.
     """
-    _check_turns(calls, rounds, repeats, clock, warm_up, before)
+    _check_turns(calls, rounds, repeats, clock, warm_up)
     turns = [_Turn(call, CLOCKS[clock], before, settle, repeats) for call in calls.values()]
     for _ in range(warm_up):
         for turn in turns:
@@ -165,7 +166,6 @@ def _check_turns(
     repeats: int | None,
     clock: str,
     warm_up: int,
-    before: Callable[[], object] | None,
 ) -> None:
     if not calls:
         raise ValueError("calls must name at least one call")
@@ -175,8 +175,6 @@ def _check_turns(
         raise ValueError(f"clock must be one of {', '.join(CLOCKS)}, got {clock!r}")
     if repeats is None and warm_up < 1:
         raise ValueError("repeats must be given where no turn is taken before, to choose them by")
-    if before is not None and repeats != 1:
-        raise ValueError("repeats must be 1 where something is done before each turn")
 
 
 def _rounds(
@@ -249,12 +247,22 @@ class _Turn:
         repeats = self.repeats or 1
         if isinstance(self.call, Elsewhere):
             self.last = self.call.turn(repeats) / repeats
-            return
+        elif self.before is None:
+            self.last = self._seconds(repeats) / repeats
+        else:
+            took = [self._seconds(1)]  # `prepare` has done what comes before
+            for _ in range(repeats - 1):
+                self.before()
+                took.append(self._seconds(1))
+            self.last = statistics.median(took)
+
+    def _seconds(self, repeats: int) -> float:
         call, clock = self.call, self.clock
+        assert not isinstance(call, Elsewhere)
         start = clock()
         for _ in range(repeats):
             call()
-        self.last = (clock() - start) / repeats
+        return clock() - start
 
     def _once(self) -> None:
         if isinstance(self.call, Elsewhere):

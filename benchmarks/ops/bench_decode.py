@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from beside import (
     FEW,
+    SHORT,
     forced,
     instruction_sets,
     mmpose_version,
@@ -237,6 +238,6 @@ def bench_decode_beside_peers(timed, peers, method, people):
         check=lambda: check(decode, maps, method),
         beside=others(peers, maps, scratch, method),
         before=lambda: np.copyto(scratch, maps),
-        repeats=1,
+        repeats=SHORT if people == 1 else 1,
         rounds=FEW if people > 8 else 40,
     )

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from beside import (
     FEW,
+    SHORT,
     forced,
     instruction_sets,
     mmpose_version,
@@ -382,6 +383,6 @@ def bench_warp_beside_peers(timed, peers, method, people):
         check=lambda: check(warp, job),
         beside=others(peers, job),
         before=job.renew,
-        repeats=1,
-        rounds=FEW if people > 8 else 40,
+        repeats=SHORT if people == 1 else 1,
+        rounds=40 if people == 8 else FEW,
     )

@@ -18,6 +18,9 @@ from fastpose.ops import cpp
 
 # Turns of calls that take milliseconds; shorter ones have the default.
 FEW = 12
+# Repeats in a turn of calls that take microseconds, each on inputs that were written anew: the
+# first finds the caches full of another's code.
+SHORT = 8
 
 
 def within(apart: float, bound: float, unit: str) -> str:

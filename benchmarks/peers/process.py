@@ -18,6 +18,7 @@ import numpy as np
 
 from fastpose.measure import CLOCKS
 
+CORES = os.sched_getaffinity(0)
 START = 120.0  # seconds that a worker may take to import its peer
 ANSWER = 600.0  # seconds that it may take to answer
 
@@ -78,6 +79,7 @@ class PeerProcess:
                 cwd=self.folder,
                 env=environment(threads),
             )
+            os.sched_setaffinity(self._process.pid, CORES)  # ours may be on one core just now
         except OSError as error:
             self._clear()
             raise AbsentError(f"{name}: cannot be started: {error.strerror}") from error

@@ -163,9 +163,9 @@ def theirs(peers: Peers, data_dir: Path, threads: int) -> dict[str, Prepared] | 
 @pytest.fixture(scope="module", params=["auto", "f32"])
 def pose(request: pytest.FixtureRequest, threads: int) -> Iterator[Pose]:
     """Ours, one person at a time."""
+    if request.param == "f32" and not request.config.getoption("--full"):
+        pytest.skip("with --full")
     with Pose(precision=request.param, batch=(1,), threads=threads) as own:
-        if request.param == "auto" and own.engine.manifest.precision == "f32":
-            pytest.skip("auto is f32 here")
         yield own
 
 

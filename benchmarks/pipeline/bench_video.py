@@ -37,9 +37,9 @@ def bench_people(
     request: pytest.FixtureRequest,
 ) -> None:
     model: str | Path = "default"
+    if precision != "auto" and not request.config.getoption("--full"):
+        pytest.skip("with --full")
     if precision == "int8":
-        if not request.config.getoption("--full"):
-            pytest.skip("int8 is calibrated first: --full")
         model = int8("cpn-light")
     with _open(model, threads, precision, detector="none") as pose:
         _keep(timed, pose, video, threads, people=people)
