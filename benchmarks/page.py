@@ -43,7 +43,7 @@ METHOD = f"""## How it was measured
 - Each answer is checked before it is timed; how far the two answers are apart stands beside.
 - A peer that pins other versions runs in an environment and a process of its own, times itself
   there with the same clock, and has as many threads.
-- A figure whose quartiles lie over {100 * SPREAD:.0f} % of the median apart is refused, not shown.
+- A median that may be over {100 * SPREAD:.0f} % off, by its 95 % interval, is refused, not shown.
 - Single operations are processor time of one thread; networks and whole loops are wall time.
 
 How to run it: `pytest benchmarks` (minutes) or `pytest benchmarks --full` (an hour); for a model

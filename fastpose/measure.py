@@ -8,6 +8,7 @@ run, and a ratio is the median of the ratios of the turns, not of two medians.
 from __future__ import annotations
 
 import gc
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +17,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-SPREAD = 0.2  # a median whose quartiles lie further apart than this share of it is refused
+SPREAD = 0.15  # a median that may be further off than this share of it is refused
+NOTCH = 1.57  # of `spread`
 FEWEST = 4  # values whose quartiles say something
 TRIES = 3  # for a steady one
 CLOCKS: dict[str, Callable[[], float]] = {
@@ -63,7 +65,7 @@ class Times:
 
     @property
     def spread(self) -> float:
-        """Distance of the quartiles, as a share of the median."""
+        """How far the median may be off; see `spread`."""
         return spread(self.seconds)
 
     def percentile(self, share: float) -> float:
@@ -95,11 +97,16 @@ class Times:
 
 
 def spread(values: Sequence[float]) -> float:
-    """Distance of the quartiles, as a share of the median; 0 of fewer than `FEWEST` values."""
+    """How far the median may be off, as a share of it; 0 of fewer than `FEWEST` values.
+
+    Half of its 95 % interval, by the distance of the quartiles and the number of values (McGill,
+    Tukey and Larsen, Variations of Box Plots, The American Statistician, 1978): what is noisy
+    becomes known by more turns.
+    """
     if len(values) < FEWEST:
         return 0.0
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return (high - low) / middle if middle else 0.0
+    return NOTCH * (high - low) / math.sqrt(len(values)) / middle if middle else 0.0
 
 
 def percentile(values: Sequence[float], share: float) -> float:

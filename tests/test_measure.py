@@ -162,7 +162,7 @@ def test_ratio_is_that_of_each_turn():
 
 def test_spread_and_percentiles_of_known_values():
     values = [float(n) for n in range(1, 102)]
-    assert spread(values) == pytest.approx(50 / 51)
+    assert spread(values) == pytest.approx(1.57 * 50 / 51 / 101**0.5)
     assert percentile(values, 0.9) == pytest.approx(91)
     assert percentile([1.0, 2.0], 0.25) == pytest.approx(1.25)
     assert spread([1.0, 9.0]) == 0
@@ -170,6 +170,11 @@ def test_spread_and_percentiles_of_known_values():
         percentile(values, 90)
     with pytest.raises(ValueError, match="at least one"):
         Times(())
+
+
+def test_the_median_of_more_turns_is_better_known():
+    noisy = [1.0, 2.0] * 8
+    assert spread(noisy * 4) == pytest.approx(spread(noisy) / 2)
 
 
 def test_times_in_milliseconds():

@@ -20,7 +20,7 @@ from fastpose.measure import SPREAD, Times
 SCHEMA = 2
 HEAD = ("machine", "versions", "commit", "date", "command")  # of a document
 NAMES = {*HEAD, "schema", "spread_bound", "rows"}
-UNSTEADY = "the quartiles"  # how a refusal for the spread begins
+UNSTEADY = "the median"  # how a refusal for the spread begins
 GROUPS = ("ops", "engines", "pipeline", "accuracy", "startup", "memory", "counts")
 
 
@@ -186,12 +186,12 @@ def timed(
     for name, theirs in others:
         ratio, wide = ours.ratio_to(theirs)
         if wide > bound:
-            why = f"{UNSTEADY} of its ratio are {100 * wide:.0f} % apart, over {100 * bound:.0f}"
+            why = f"{UNSTEADY} of its ratio may be {100 * wide:.0f} % off, over {100 * bound:.0f}"
             peers[name] = Peer(absent=why)
             continue
         peers[name] = Peer(float(f"{ratio:.4g}"), round(wide, 4), time=theirs.to_dict())
     if ours.spread > bound:
-        why = f"{UNSTEADY} are {100 * ours.spread:.0f} % apart, over {100 * bound:.0f}"
+        why = f"{UNSTEADY} may be {100 * ours.spread:.0f} % off, over {100 * bound:.0f}"
         return None, {}, why
     return ours.to_dict(), peers, ""
 

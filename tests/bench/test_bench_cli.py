@@ -227,7 +227,7 @@ def test_an_engine_that_cannot_be_opened_is_told_and_the_others_go_on(measured, 
 
 
 def test_what_was_wrong_among_the_engines_is_not_timed_in_a_video(measured, capsys, monkeypatch):
-    reasons = {"f32": "the quartiles are 30 % apart, over 20", "bf16": "joints are 3 px away"}
+    reasons = {"f32": "the median may be 30 % off, over 20", "bf16": "joints are 3 px away"}
 
     def measure(model, cases, **_):
         return [
