@@ -48,12 +48,12 @@ GREY = 1.5  # from a peer that rounds windows, and OpenCV places, too
 # the scalar kernel at 8 people, by instruction set ("auto" has VBMI and VNNI there), and by people
 # to OpenCV.
 LEAST_SCALAR = {
-    "avx2": {"straight": 2.8, "turned": 3.2},
-    "avx512": {"straight": 2.7, "turned": 3.4},
-    "auto": {"straight": 4.8, "turned": 3.6},
+    "avx2": {"straight": 2.1, "turned": 2.5},
+    "avx512": {"straight": 2.1, "turned": 2.7},
+    "auto": {"straight": 4.0, "turned": 2.7},
 }
-LEAST_OPENCV = {(32, "straight"): 4.6, (8, "turned"): 1.4, (32, "turned"): 1.5}
-LEAST = 10.0  # to the reference, of any kernel
+LEAST_OPENCV = {(32, "straight"): 3.6, (8, "turned"): 1.1, (32, "turned"): 1.3}
+LEAST = 8.4  # to the reference, of any kernel
 # Half of the margins that are aimed at, 10x and 6x.
 LEAST_RTMLIB, LEAST_MMPOSE = 5.0, 3.0
 
@@ -384,5 +384,5 @@ def bench_warp_beside_peers(timed, peers, method, people):
         beside=others(peers, job),
         before=job.renew,
         repeats=SHORT if people == 1 else 1,
-        rounds=40 if people == 8 else FEW,
+        rounds=40 if people == 8 else 2 * FEW,
     )
