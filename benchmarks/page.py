@@ -27,6 +27,7 @@ PEOPLE = (1, 8, 32)  # columns of the headline
 NETWORKS = ("cpn-light", "cpn50")  # in the headline: the default, and one that all can run
 SELF = ("reference", "scalar", "baseline", "smaller maps")  # peers that are no other project
 LOOP, SINGLE = "reading and pose", "one person"  # rows of the pipeline that stand beside a peer
+DETECT = "detect"
 HEADLINE = "Beside other projects"
 GPU = "not measured: no GPU was at hand"
 METHODS = {"dark": "DARK", "udp": "DARK with UDP's blur", "quarter": "quarter of a cell"}
@@ -284,6 +285,13 @@ def answer(document: Document) -> list[str]:
         if peer.ratio is not None
     ]
     slower = [f"{one.what} beside {one.peer}" for one in found if min(one.ratios.values()) < 1]
+    slower += [
+        f"finding people, {row.case['precision']}, beside {name}"
+        for row in document.rows
+        if row.group == "pipeline" and row.name == DETECT
+        for name, peer in row.peers.items()
+        if peer.ratio is not None and peer.ratio < 1
+    ]
     if lines and slower:
         lines.append(f"- Slower than a peer somewhere: {'; '.join(slower)}.")
     return lines

@@ -159,6 +159,13 @@ def test_the_answer_comes_first(text):
     assert "Slower than a peer somewhere: reading a video and pose, CPN-50, openvino f32" in first
 
 
+def test_a_slower_detector_is_told_though_it_has_no_number_of_people(page):
+    found = row("pipeline", "detect", {"precision": "bf16"}, peers={"YOLOX-nano": peer(0.6)})
+    assert "; finding people, bf16, beside YOLOX-nano." in text_of(
+        page, DOCUMENT.with_rows([found])
+    )
+
+
 def test_ratios_stand_by_people_with_the_answers_beside(text):
     table = under(text, "Beside other projects")
     assert cells(table, "warp, straight") == [
