@@ -155,19 +155,17 @@ def test_a_fault_is_found(document, fault):
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.stem)
-def test_a_decode_of_half_the_speed_would_fall_below_its_limits(path):
-    """Limits that a kernel of twice the time would pass are none."""
-    rows = [row for row in read_document(path).rows if (row.group, row.name) == ("ops", "decode")]
-    held = [
-        (row.key, [row.peers[name].ratio / 2 < least for name, least in found.items()])
-        for row in rows
-        if (
-            found := {
-                n: at for n, at in row.limits.items() if n in row.peers and row.peers[n].ratio
-            }
-        )
-    ]
-    assert [key for key, caught in held if not any(caught)] == []
+def test_a_decode_of_half_the_speed_would_fall_below_a_limit(path):
+    """In each way of refining a peak; what reads it alone is held by its count of instructions."""
+    caught: dict[str, bool] = {}
+    for row in read_document(path).rows:
+        if (row.group, row.name) == ("ops", "decode") and row.case["method"] != "argmax":
+            method = str(row.case["method"])
+            for name, least in row.limits.items():
+                ratio = row.peers[name].ratio
+                below = ratio is not None and ratio / 2 < least
+                caught[method] = caught.get(method, False) or below
+    assert [method for method, found in caught.items() if not found] == []
 
 
 # Studies, each in a form of its own
