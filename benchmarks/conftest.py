@@ -29,7 +29,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--results", metavar="FILE", help="instead of benchmarks/results/MACHINE/...")
     group.addoption("--machine", metavar="NAME", help="how its folder of results is called")
     group.addoption("--device", default="cpu", choices=("cpu", "cuda"), help="that is measured")
-    group.addoption("--full", action="store_true", help="all cases; takes an hour")
+    group.addoption("--full", action="store_true", help="all cases, which takes long")
     group.addoption("--update-counts", action="store_true", help="of benchmarks/counts")
 
 

@@ -47,7 +47,7 @@ METHOD = f"""## How it was measured
 - A median that may be over {100 * SPREAD:.0f} % off, by its 95 % interval, is refused, not shown.
 - Single operations are processor time of one thread; networks and whole loops are wall time.
 
-How to run it: `pytest benchmarks` (minutes) or `pytest benchmarks --full` (an hour); for a model
+How to run it: `pytest benchmarks` (minutes) or `pytest benchmarks --full` (all cases); for a model
 and video of your own, [`fastpose bench`](benchmarking.md).
 """
 
