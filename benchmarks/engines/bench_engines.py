@@ -8,7 +8,7 @@ module, as PyTorch runs it, take turns on all processors. What `fastpose eval` r
 set belongs to no engine, and is not here.
 
 By default the two CPNs run; with --full all networks do, the CPNs in all cases
-at 1, 8 and 32 windows. Exporting, opening and running the large ones takes half an hour.
+at 1, 8 and 32 windows. Exporting, opening and running the large ones takes long.
 """
 
 from __future__ import annotations
